@@ -1,0 +1,59 @@
+# `make help` lists the targets. The two that matter: `make demo` and `make test`.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+PY := .venv/bin/python
+# pytest's own limit is per test (pyproject.toml); this one is for the whole run
+TEST_LIMIT ?= 45m
+TESTS ?= tests
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-faults lint types check lock clean bench-setup bench-whole-job bench-memory bench-baselines bench-quality bench-embedding bench
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup:  ## the environment in .venv/, Java, the Delta jars; about a second when nothing changed
+	@PYTHON="$(PYTHON)" scripts/setup.sh
+
+demo: setup  ## the whole job on 20,000 docstrings of the installed packages: topics on the terminal, a report as HTML
+	@$(PY) -m jobs.demo < /dev/null
+
+test:  ## all tests but the fault matrix
+	@PYTHON="$(PYTHON)" scripts/setup.sh browser
+	timeout --kill-after=30 $(TEST_LIMIT) $(PY) -m pytest $(TESTS) --durations=10 < /dev/null
+
+test-faults: setup  ## kill the driver, the actors, Ray and Spark at many points, and compare the tables
+	timeout --kill-after=30 $(TEST_LIMIT) $(PY) -m pytest $(TESTS) -m faults < /dev/null
+
+lint: setup  ## ruff: lint and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: setup  ## mypy on topicscale/
+	$(PY) -m mypy
+
+lock: setup  ## pin what pyproject.toml asks for, with hashes, in the requirements files
+	@scripts/lock.sh
+
+bench-setup:  ## BERTopic in an environment of its own, .venv-bertopic/
+	@PYTHON="$(PYTHON)" scripts/setup.sh bertopic
+
+bench-whole-job: bench-setup  ## the whole job against BERTopic's fit: docstrings and AG News
+	$(PY) -m benchmarks.whole_job
+
+bench-memory: setup  ## peak memory at 100,000 documents against 25,000
+	$(PY) -m benchmarks.memory
+
+bench-baselines: bench-setup  ## LDA, TF-IDF + k-means, BERTopic and topicscale on labelled corpora
+	$(PY) -m benchmarks.baselines
+
+bench-quality: bench-setup  ## topics over partitions against BERTopic's merge_models
+	$(PY) -m benchmarks.quality
+
+bench-embedding: setup  ## embedding speed against SentenceTransformer.encode
+	$(PY) -m benchmarks.embedding
+
+bench: bench-embedding bench-quality bench-baselines bench-memory bench-whole-job  ## every benchmark, one after another
+
+clean:  ## remove everything that make made
+	rm -rf .venv .venv-bertopic .venv.lock demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Pin what pyproject.toml asks for, with hashes. Pins that still fit are kept; `scripts/lock.sh --upgrade` moves them.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+uv="$(command -v uv || echo .venv/bin/uv)"
+# --no-emit-* : a requirements file names no registry, so that it works behind any mirror
+common=(--quiet --python-version 3.11 --universal --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links)
+common+=(--custom-compile-command "make lock")
+"$uv" pip compile "${common[@]}" "$@" --extra onnx --extra connect --group dev -o requirements.txt pyproject.toml
+# the peer's environment: the same libraries at the same versions wherever both have them
+"$uv" pip compile "${common[@]}" "$@" -c requirements.txt -o benchmarks/bertopic/requirements.txt benchmarks/bertopic/requirements.in
