@@ -1,0 +1,147 @@
+"""Find the granularity at which partitions' topics should be merged, from a sample of documents.
+
+The sample is clustered whole, and again in parts. The parts' topics are merged at many heights and refined; the height
+at which the result agrees best with the whole fit (adjusted mutual information, Vinh et al. 2010) is the finding. A
+height is a fraction-of-mass measure, so it holds for other numbers of documents and partitions too, where a number of
+topics would not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.metrics import adjusted_mutual_info_score
+
+from topicscale import refine as refinement
+from topicscale.cluster import Float32, Float64, Int32, Int64, cluster, local_min_cluster_size, local_statistics
+from topicscale.config import ClusterConfig
+from topicscale.merge import Leaves, collect, tree
+
+SAMPLE = 8_000
+"""Documents of a pilot, at most."""
+TOLERANCE = 0.01
+"""Agreements within this fraction of the best count as equal."""
+MIN_PARTS = 4
+"""Parts of the sample, at least."""
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """What a pilot found."""
+
+    height: float
+    """Where to cut the tree of merged leaves."""
+    agreement: float
+    """Adjusted mutual information with the whole fit, 0 to 1."""
+    documents: int
+    topics: int
+    """Topics of the sample's whole fit."""
+    noise: float
+    """Share of the sample that the whole fit left as noise."""
+
+    @property
+    def key(self) -> str:
+        """Content id of the finding, 32 hexadecimal digits."""
+        content = struct.pack("<ddqqd", self.height, self.agreement, self.documents, self.topics, self.noise)
+        return hashlib.sha256(b"pilot:" + content).hexdigest()[:32]
+
+
+def pilot(
+    vectors: Float32,
+    config: ClusterConfig,
+    *,
+    min_size: int = 10,
+    documents: int | None = None,
+    partitions: int = 4,
+    rounds: int = 3,
+    threads: int | None = None,
+) -> Pilot:
+    """Return the height at which a sample's parts agree best with the sample's whole fit.
+
+    Parameters
+    ----------
+    vectors : float32 (n, d)
+        The sample's unit rows, in an order that depends on the sample alone (by document id); at most ``SAMPLE`` are used.
+    config, min_size, rounds
+        As for the job.
+    documents : int, optional
+        Documents of the corpus; the sample's size by default.
+    partitions : int
+        Partitions of the job: the sample is divided into parts of about their size, at least 4.
+    """
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    if len(vectors) > SAMPLE:
+        vectors = vectors[np.sort(np.random.default_rng(config.seed).permutation(len(vectors))[:SAMPLE])]
+    n = len(vectors)
+    corpus = max(documents or n, n)
+    if n < 2:
+        return Pilot(0.0, 0.0, n, 0, float(n))
+    fraction = n / corpus
+    smallest = max(2, min(min_size, max(5, round(min_size * fraction))))
+    fit = cluster(vectors, config, min_cluster_size=smallest, threads=threads)
+    noise = float((fit.labels < 0).mean())
+    whole = _finish(vectors, _sums(fit.labels, vectors), smallest, rounds)
+    parts = _parts(n, int(np.clip(round(n * partitions / corpus), MIN_PARTS, max(MIN_PARTS, n // 32))), config.seed)
+    size = local_min_cluster_size(config, min_size, documents=corpus, partitions=max(partitions, 2))
+    found = [
+        local_statistics(cluster(p, config, min_cluster_size=size, fine=True, threads=threads).labels, p, representatives=0)[:2]
+        for p in (vectors[rows] for rows in parts)
+    ]
+    leaves, _ = Leaves.of(np.concatenate([s for s, _ in found]), np.concatenate([v for _, v in found]))
+    if fit.number == 0 or len(leaves) < 2:
+        return Pilot(0.0, 0.0, n, fit.number, noise)
+    hierarchy = tree(leaves)
+    scores: dict[int, float] = {}
+
+    def score(number: int) -> float:
+        if number not in scores:
+            merged = collect(leaves, hierarchy.cut(number=number))
+            moved = refinement.update(refinement.accumulate(vectors, merged.centroids), merged.centroids)
+            labels = refinement.nearest(vectors, moved)[0]
+            scores[number] = round(float(adjusted_mutual_info_score(whole, labels)), 9)
+        return scores[number]
+
+    m, k = len(leaves), fit.number
+    grid = np.unique(np.clip(np.round(k * 2.0 ** np.arange(-2.5, 2.51, 0.5)).astype(int), 2, m))
+    for number in grid:
+        score(int(number))
+    best = min(scores, key=lambda q: (-scores[q], q))
+    for number in np.unique(np.clip(np.round(best * 2.0 ** np.arange(-0.375, 0.376, 0.125)).astype(int), 2, m)):
+        score(int(number))
+    # the peak is flat and its tip is chance: of what agrees about as well, the fewest topics
+    best = min(q for q in scores if scores[q] >= (1.0 - TOLERANCE) * max(scores.values()))
+    return Pilot(_between(hierarchy.heights, m - best), scores[best], n, fit.number, noise)
+
+
+def _sums(labels: Int32, vectors: Float32) -> Float64:
+    return refinement.collect(vectors, labels, int(labels.max(initial=-1)) + 1).vector_sums
+
+
+def _finish(vectors: Float32, sums: Float64, min_size: int, rounds: int) -> Int32:
+    """Return the refined assignment of every document, which is what two fits are compared by."""
+    reference = refinement.refine(refinement.local([vectors]), sums, min_size=min_size, rounds=rounds, outliers=0.0)
+    return refinement.assign(vectors, reference.vectors, reference.cutoffs)[0]
+
+
+def _parts(n: int, number: int, seed: int) -> list[Int64]:
+    order = np.random.default_rng(seed).permutation(n)
+    return [np.sort(rows) for rows in np.array_split(order, min(number, n))]
+
+
+def _between(heights: Float64, joins: int) -> float:
+    """Return a height halfway between the last of so many joins and the next."""
+    below = float(heights[joins - 1]) if joins else 0.0
+    above = float(heights[joins]) if joins < len(heights) else below * 2
+    return (below + above) / 2
+
+
+def combine(pilots: list[Pilot]) -> float:
+    """Return the height of several pilots: their median weighted by documents and agreement."""
+    if not pilots:
+        raise ValueError("combine must be given at least one pilot.")
+    ordered = sorted(pilots, key=lambda p: (p.height, p.key))
+    weights = np.cumsum([p.documents * max(p.agreement, 0.0) + 1e-9 for p in ordered])
+    return ordered[int(np.searchsorted(weights, weights[-1] / 2))].height

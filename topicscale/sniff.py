@@ -1,0 +1,213 @@
+"""Reading the head of one input file: its columns and their kinds, and how long a row is."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import pyarrow as pa
+
+from topicscale.errors import InputError
+
+_HEAD = 1 << 20
+"""Bytes (uncompressed) that are read of a file."""
+_LONGEST = 1 << 26
+"""Bytes that are read at most where the first line is longer than that."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the input."""
+
+    name: str
+    kind: str
+    """string, number, boolean, time, vector (array of numbers), binary, nested, or unknown (nulls only)."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the head of a file tells."""
+
+    columns: tuple[Column, ...]
+    rows: int
+    """Rows seen; all rows of a parquet file."""
+    bytes: int
+    """Bytes on disk that those rows take."""
+    dimensions: Mapping[str, int] = field(default_factory=dict)
+    """Most common length of each vector column."""
+
+
+def sample_file(path: str, chosen: str, options: Mapping[str, str], *, head_bytes: int = _HEAD) -> Sample:
+    """Return what the head of a local file tells about it.
+
+    Raises
+    ------
+    InputError
+        The file cannot be opened or decompressed, or is not of the format ``chosen``.
+    """
+    try:
+        if chosen == "parquet":
+            return _parquet(path)
+        head, used, whole = _head(path, head_bytes)
+    except (OSError, EOFError, pa.ArrowException) as error:
+        raise InputError(f"Input {path!r} cannot be read as {chosen}: {error}") from error
+    encoding = options.get("encoding", "UTF-8")
+    try:
+        text = head.decode("utf-8-sig" if encoding.upper().replace("-", "") == "UTF8" else encoding, errors="replace")
+    except LookupError:
+        raise InputError(f"input.options.encoding must be a known encoding. Got {encoding!r} instead.") from None
+    if chosen == "text":
+        return Sample((Column("text", "string"),), max(1, text.count("\n") + (whole and not text.endswith("\n"))), used)
+    if chosen == "jsonl":
+        return _jsonl(path, text, used, whole)
+    return _csv(path, text, options, used, whole)
+
+
+def arrow_columns(schema: pa.Schema) -> tuple[Column, ...]:
+    """Return the columns of an Arrow schema with their kinds."""
+    return tuple(Column(entry.name, _arrow_kind(entry.type)) for entry in schema)
+
+
+def _arrow_kind(kind: pa.DataType) -> str:
+    types = pa.types
+    if types.is_dictionary(kind):
+        return _arrow_kind(kind.value_type)
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return "string"
+    if types.is_boolean(kind):
+        return "boolean"
+    if types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_duration(kind):
+        return "number"
+    if types.is_temporal(kind):
+        return "time"
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind) or types.is_binary_view(kind):
+        return "binary"
+    if types.is_null(kind):
+        return "unknown"
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        item = kind.value_type
+        return "vector" if types.is_integer(item) or types.is_floating(item) else "nested"
+    return "nested"
+
+
+def _parquet(path: str) -> Sample:
+    import os
+
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        columns = arrow_columns(file.schema_arrow)
+        dimensions: dict[str, int] = {}
+        vectors = [column.name for column in columns if column.kind == "vector"]
+        if vectors and file.metadata.num_rows:
+            for batch in file.iter_batches(batch_size=100, columns=vectors):
+                for name in set(vectors) & set(batch.schema.names):
+                    lengths = Counter(len(value) for value in batch.column(name).to_pylist() if value is not None)
+                    if lengths:
+                        dimensions[name] = lengths.most_common(1)[0][0]
+                break
+        return Sample(columns, file.metadata.num_rows, os.path.getsize(path), dimensions)
+
+
+def _head(path: str, number: int) -> tuple[bytes, int, bool]:
+    """Return the first bytes, the bytes of the file that they take, and whether that was all of it."""
+    import os
+
+    kind = {"gz": "gzip", "zst": "zstd", "bz2": "bz2"}.get(path.rsplit(".", 1)[-1].lower())
+    size = os.path.getsize(path)
+    with open(path, "rb") as raw:
+        stream: IO[bytes] | pa.CompressedInputStream = pa.CompressedInputStream(raw, kind) if kind else raw
+        head = stream.read(number)
+        # a first row of megabytes is one bad row, and no reason to refuse the file
+        while b"\n" not in head and len(head) < _LONGEST and (further := stream.read(_HEAD)):
+            head += further
+        more = bool(stream.read(1))
+        # a compressed stream is read ahead in blocks, so its position says little for a file of a few blocks
+        used = size if not more else min(size, len(head) // 3) if kind else len(head)
+    return head, used, not more
+
+
+def _jsonl(path: str, text: str, used: int, whole: bool) -> Sample:
+    if text.lstrip()[:1] == "[":
+        raise InputError(f"Input {path!r} must hold one JSON object a line. It holds one array instead; write it with: jq -c '.[]'")
+    lines = text.split("\n")  # not splitlines: a JSON string may hold U+2028 as it is
+    if len(lines) > 1 and (not whole or not lines[-1]):
+        lines = lines[:-1]
+    kinds: dict[str, str] = {}
+    lengths: dict[str, Counter[int]] = {}
+    parsed = 0
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if not isinstance(row, dict):
+            continue
+        parsed += 1
+        for key, value in row.items():
+            kind = _json_kind(value)
+            if kind == "vector":
+                lengths.setdefault(key, Counter())[len(value)] += 1
+            known = kinds.setdefault(key, kind)
+            if known != kind and kind != "unknown":
+                kinds[key] = kind if known == "unknown" else "string"  # objects among texts are single rows' faults
+    if not parsed:
+        raise InputError(
+            f"Input {path!r} must hold one JSON object a line. Its first line is {lines[0][:80]!r}."
+            if lines
+            else f"Input {path!r} is empty."
+        )
+    dimensions = {key: counts.most_common(1)[0][0] for key, counts in lengths.items()}
+    return Sample(tuple(Column(key, kind) for key, kind in kinds.items()), sum(bool(line.strip()) for line in lines), used, dimensions)
+
+
+def _json_kind(value: Any) -> str:
+    if value is None:
+        return "unknown"
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, (int, float)):
+        return "number"
+    if isinstance(value, str):
+        return "string"
+    if isinstance(value, list) and value and all(isinstance(item, (int, float)) and not isinstance(item, bool) for item in value):
+        return "vector"
+    return "nested"
+
+
+def _csv(path: str, text: str, options: Mapping[str, str], used: int, whole: bool) -> Sample:
+    quote = options.get("quote", '"')
+    separator = options.get("sep", ",").replace("\\t", "\t")
+    if not separator:
+        raise InputError("input.options.sep must be at least one character. Got none instead.")
+    if len(separator) != 1:
+        rows = [line.split(separator) for line in text.splitlines()]
+    else:
+        csv.field_size_limit(2**31 - 1)
+        doubled = options.get("escape") == quote
+        try:
+            reader = csv.reader(
+                io.StringIO(text, newline=""),
+                delimiter=separator,
+                quotechar=quote or None,
+                quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE,
+                doublequote=doubled,
+                escapechar=None if doubled or not quote else options.get("escape") or None,
+            )
+            rows = [row for row in reader if row]
+        except (csv.Error, TypeError, ValueError) as error:  # the latter two of options of more than one character
+            raise InputError(f"Input {path!r} cannot be read as csv: {error}") from error
+    if not rows:
+        raise InputError(f"Input {path!r} is empty.")
+    header = options.get("header", "false").lower() == "true"
+    counted = max(1, len(rows) - header - (not whole))
+    names: list[str] = []
+    for i, name in enumerate(rows[0] if header else [""] * len(rows[0])):
+        label = name if name.strip() else f"_c{i}"
+        names.append(label if label not in names else f"{label}_{i}")
+    return Sample(tuple(Column(name, "string") for name in names), counted, used)

@@ -1,0 +1,436 @@
+"""The store: a folder of Delta tables, written in units that can be repeated and read at pinned versions.
+
+Delivery contract
+-----------------
+A *unit of work* is one (stage, partition). What a unit writes is committed to its table in one Delta transaction that
+
+* replaces the rows the unit wrote before (never appends to them), and
+* carries a ``txn`` action under the unit's application id, whose version says what was written:
+  ``(counter << 40) | (first 40 bits of the unit's fingerprint)``. The counter grows by one with every write, so the
+  version always grows, as Delta asks; the low bits tell whether the rows are those of a given fingerprint.
+
+So "is this unit done?" is answered by the table itself, atomically with its data, and a crash between two writes
+cannot leave a log that says otherwise. A -> B -> A writes three times, as it must. The chance that a changed unit is
+taken for unchanged is 2^-40. When a unit's rows are removed its ``txn`` is set to :data:`ABSENT`.
+
+Readers start from the newest row of ``generations``, which names one version of every table and is committed last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake.exceptions import TableNotFoundError
+from deltalake.transaction import AddAction
+
+from topicscale.config import fingerprint
+from topicscale.errors import RequestError, StoreError, StoreLocked, StoreVersionError
+from topicscale.tables import CONTRACT_VERSION, PARTITION, TABLES
+
+MARKER = "_topicscale.json"
+LOCK = "_lock"
+WHOLE = "*"
+"""The partition of a unit that writes a whole table."""
+ABSENT = fingerprint("absent")
+"""The fingerprint of a unit whose rows were removed."""
+_BITS = 40
+_MASK = (1 << _BITS) - 1
+
+
+@dataclass(frozen=True)
+class PartFile:
+    """A data file written for a unit and not yet committed."""
+
+    path: str
+    """Relative to the table."""
+    size: int
+    """Bytes."""
+    rows: int
+
+
+@dataclass(frozen=True)
+class UnitWrite:
+    """What a finished unit wants committed to one table."""
+
+    stage: str
+    partition_id: str
+    fingerprint: str
+    files: tuple[PartFile, ...] = ()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One generation: the versions of all tables that belong together."""
+
+    generation: int
+    versions: Mapping[str, int]
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    at: datetime | None = None
+
+
+def unit_id(stage: str, partition_id: str = WHOLE) -> str:
+    """Return the Delta application id of a unit."""
+    return f"topicscale/{stage}/{partition_id}"
+
+
+def next_version(previous: int | None, unit_fingerprint: str) -> int:
+    """Return the ``txn`` version that follows ``previous`` and says that ``unit_fingerprint`` was written."""
+    counter = 0 if previous is None else (previous >> _BITS) + 1
+    return (counter << _BITS) | (int(unit_fingerprint[:10], 16) & _MASK)
+
+
+def says(version: int | None, unit_fingerprint: str) -> bool:
+    """Return whether a ``txn`` version says that ``unit_fingerprint`` was written last."""
+    return version is not None and (version & _MASK) == (int(unit_fingerprint[:10], 16) & _MASK)
+
+
+def local_path(uri: str) -> Path:
+    """Return the local path of a store URI.
+
+    Raises
+    ------
+    RequestError
+        The URI is not a local path: object stores are not supported yet.
+    """
+    parsed = urlparse(uri)
+    if parsed.scheme == "file":
+        return Path(unquote(parsed.path)).resolve()
+    if len(parsed.scheme) > 1:
+        raise RequestError(f"A store must be a local path or a file:// URI. Got {uri!r} instead: {parsed.scheme}:// is not supported yet.")
+    return Path(uri).expanduser().resolve()
+
+
+def check_vacant(path: Path) -> None:
+    """Raise StoreError unless a store can be made at a path: nothing is there, or an empty folder, or one whose making was cut short."""
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"A store must be a folder. {str(path)!r} is a file.")
+    ours = (LOCK, *TABLES)
+    if path.exists() and any(name not in ours and not name.startswith(Path(MARKER).stem) for name in os.listdir(path)):
+        raise StoreError(f"The folder {str(path)!r} is not empty and is no topicscale store. Name a new or empty folder.")
+
+
+class Store:
+    """A store at a URI. Opening one reads nothing but its marker file.
+
+    Parameters
+    ----------
+    uri : str
+        A local path or a ``file://`` URI.
+    create : bool, default=False
+        Make the store, with every table that delta-rs writes, if there is none.
+
+    Raises
+    ------
+    StoreError
+        There is no store at ``uri`` (and ``create`` is false), or the folder holds something else.
+    StoreVersionError
+        The store was written under another table contract.
+    """
+
+    def __init__(self, uri: str | Path, *, create: bool = False) -> None:
+        self.path = local_path(str(uri))
+        self.uri = str(self.path)
+        marker = self.path / MARKER
+        if not marker.exists():
+            if not create:
+                raise StoreError(
+                    f"There is no topicscale store at {self.uri!r}. Make one with: topicscale run --input ... --store {self.uri}"
+                )
+            self._create(marker)
+        try:
+            contract = json.loads(marker.read_text())["contract"]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise StoreError(f"The marker file {str(marker)!r} is damaged: {error}") from error
+        if contract != CONTRACT_VERSION:
+            raise StoreVersionError(
+                f"The store at {self.uri!r} has table contract {contract}; this version of topicscale reads and writes contract "
+                f"{CONTRACT_VERSION}. Use the topicscale version that wrote it, or run into a new store."
+            )
+        self._pinned: Snapshot | None = None
+
+    def _create(self, marker: Path) -> None:
+        check_vacant(self.path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for spec in TABLES.values():
+                if spec.writer == "delta-rs":
+                    DeltaTable.create(
+                        self.table_path(spec.name),
+                        schema=spec.schema,
+                        mode="ignore",
+                        partition_by=[PARTITION] if spec.partitioned else None,
+                        # old versions stay readable for as long as a generation may be looked at; statistics of text are of no use
+                        configuration={"delta.checkpointInterval": "50", "delta.dataSkippingNumIndexedCols": "0"},
+                    )
+            # last, so that a store without it is one whose making was cut short, and is made again
+            temporary = marker.with_suffix(f".{os.getpid()}")
+            temporary.write_text(json.dumps({"contract": CONTRACT_VERSION}))
+            temporary.replace(marker)
+        except OSError as error:
+            raise StoreError(f"The store {self.uri!r} cannot be made: {error.strerror or error}") from error
+
+    # -- tables --------------------------------------------------------------------------------------------------
+
+    def table_path(self, name: str) -> str:
+        """Return the path of one table."""
+        return str(self.path / TABLES[name].name)
+
+    def table(self, name: str, *, version: int | None = None) -> DeltaTable:
+        """Return a delta-rs handle on a table at a version (None: the newest).
+
+        Raises
+        ------
+        StoreError
+            The table was not written yet.
+        """
+        try:
+            return DeltaTable(self.table_path(name), version=version)
+        except TableNotFoundError:
+            raise StoreError(f"The store {self.uri!r} has no table {name!r} yet. Run `topicscale status --store {self.uri}`.") from None
+
+    def has(self, name: str) -> bool:
+        """Return whether a table was written."""
+        return DeltaTable.is_deltatable(self.table_path(name))
+
+    def version(self, name: str) -> int | None:
+        """Return the newest version of a table, None if it was never written."""
+        return self.table(name).version() if self.has(name) else None
+
+    def read(
+        self,
+        name: str,
+        columns: Sequence[str] | None = None,
+        *,
+        partitions: Sequence[str] | None = None,
+        version: int | None = None,
+    ) -> pa.Table:
+        """Return rows of a table at the pinned generation (see :meth:`pin`), at ``version``, or the newest.
+
+        Parameters
+        ----------
+        columns : sequence of str, optional
+            All columns by default.
+        partitions : sequence of str, optional
+            Only rows of these partitions (partitioned tables only).
+        """
+        if version is None and self._pinned is not None:
+            if name not in self._pinned.versions and name not in ("generations", "runs"):
+                raise StoreError(f"Generation {self._pinned.generation} of {self.uri!r} has no table {name!r}.")
+            version = self._pinned.versions.get(name)
+        handle = self.table(name, version=version)
+        filters = None if partitions is None else [(PARTITION, "in", list(partitions))]
+        return handle.to_pyarrow_table(columns=list(columns) if columns is not None else None, filters=filters)
+
+    def read_batches(self, name: str, columns: Sequence[str] | None = None, *, version: int | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of a table batch by batch, so that a reader's memory does not grow with the corpus."""
+        if version is None and self._pinned is not None:
+            version = self._pinned.versions.get(name)
+        dataset = self.table(name, version=version).to_pyarrow_dataset()
+        # read-ahead is what makes a scanner's memory grow
+        yield from dataset.scanner(
+            columns=list(columns) if columns is not None else None, batch_readahead=2, fragment_readahead=1
+        ).to_batches()
+
+    # -- units ---------------------------------------------------------------------------------------------------
+
+    def unit_version(self, name: str, stage: str, partition_id: str = WHOLE, *, handle: DeltaTable | None = None) -> int | None:
+        """Return the ``txn`` version of a unit in a table, None if it never wrote."""
+        if handle is None:
+            if not self.has(name):
+                return None
+            handle = self.table(name)
+        return handle.transaction_version(unit_id(stage, partition_id))
+
+    def done(self, name: str, stage: str, fingerprints: Mapping[str, str]) -> set[str]:
+        """Return the partitions of ``fingerprints`` (partition -> fingerprint) whose rows in ``name`` are those."""
+        if not self.has(name):
+            return set()
+        handle = self.table(name)
+        return {pid for pid, fp in fingerprints.items() if says(handle.transaction_version(unit_id(stage, pid)), fp)}
+
+    def commit(self, name: str, writes: Sequence[UnitWrite]) -> None:
+        """Replace the rows of many units of one table in one transaction.
+
+        Idempotent: the files of the same partitions committed before are removed in the same transaction, so that a
+        repetition leaves the same rows.
+        """
+        if not writes:
+            return
+        handle = self.table(name)
+        now = int(time.time() * 1000)
+        adds = [
+            AddAction(file.path, file.size, {PARTITION: write.partition_id}, now, True, json.dumps({"numRecords": file.rows}))
+            for write in writes
+            for file in write.files
+        ]
+        transactions = []
+        for write in writes:
+            app = unit_id(write.stage, write.partition_id)
+            transactions.append(Transaction(app, next_version(handle.transaction_version(app), write.fingerprint)))
+        handle.create_write_transaction(
+            adds,  # type: ignore[arg-type]
+            mode="overwrite",
+            schema=TABLES[name].schema,
+            partition_by=[PARTITION],
+            partition_filters=[(PARTITION, "in", sorted({write.partition_id for write in writes}))],
+            commit_properties=CommitProperties(app_transactions=transactions),
+        )
+
+    def retain(self, name: str, stage: str, partitions: Iterable[str]) -> None:
+        """Remove the rows of partitions that the plan no longer holds."""
+        handle = self.table(name)
+        gone = sorted({row[PARTITION] for row in handle.partitions()} - set(partitions))
+        if gone:
+            self.commit(name, [UnitWrite(stage, pid, ABSENT) for pid in gone])
+
+    def replace(self, name: str, rows: pa.Table, *, stage: str, unit_fingerprint: str) -> None:
+        """Replace all rows of an unpartitioned table, as one unit. Idempotent for the same fingerprint."""
+        handle = self.table(name)
+        app = unit_id(stage)
+        version = next_version(handle.transaction_version(app), unit_fingerprint)
+        write_deltalake(
+            handle,
+            rows.cast(TABLES[name].schema),
+            mode="overwrite",
+            commit_properties=CommitProperties(app_transactions=[Transaction(app, version)]),
+        )
+
+    def append(self, name: str, rows: pa.Table) -> None:
+        """Append to a log table (``runs``)."""
+        write_deltalake(self.table_path(name), rows.cast(TABLES[name].schema), mode="append")
+
+    # -- generations ---------------------------------------------------------------------------------------------
+
+    def snapshots(self) -> list[Snapshot]:
+        """Return all generations, oldest first."""
+        rows = self.read("generations").sort_by("generation").to_pylist()
+        return [
+            Snapshot(
+                row["generation"], json.loads(row["versions"]), json.loads(row["configuration"]), json.loads(row["summary"]), row["at"]
+            )
+            for row in rows
+        ]
+
+    def publish(self, *, configuration: Mapping[str, Any], summary: Mapping[str, Any], unit_fingerprint: str) -> Snapshot:
+        """Commit a generation that names the present version of every table. Idempotent for the same fingerprint."""
+        handle = self.table("generations")
+        app = unit_id("generation")
+        if says(handle.transaction_version(app), unit_fingerprint):
+            return self.snapshots()[-1]
+        versions = {name: v for name in TABLES if name not in ("generations", "runs") and (v := self.version(name)) is not None}
+        number = max((s.generation for s in self.snapshots()), default=0) + 1
+        at = datetime.now(UTC)
+        row = {
+            "generation": number,
+            "versions": json.dumps(versions),
+            "configuration": json.dumps(configuration),
+            "summary": json.dumps(summary),
+            "at": at,
+        }
+        write_deltalake(
+            handle,
+            pa.Table.from_pylist([row], schema=TABLES["generations"].schema),
+            mode="append",
+            commit_properties=CommitProperties(
+                app_transactions=[Transaction(app, next_version(handle.transaction_version(app), unit_fingerprint))]
+            ),
+        )
+        return Snapshot(number, versions, configuration, summary, at)
+
+    def pin(self, generation: int | None = None) -> Snapshot:
+        """Make this object read one generation (None: the newest) and return it.
+
+        Raises
+        ------
+        StoreError
+            There is no such generation, or none yet.
+        """
+        snapshots = self.snapshots()
+        if not snapshots:
+            raise StoreError(f"The store {self.uri!r} holds no finished run yet. See `topicscale status --store {self.uri}`.")
+        if generation is None:
+            self._pinned = snapshots[-1]
+            return self._pinned
+        for snapshot in snapshots:
+            if snapshot.generation == generation:
+                self._pinned = snapshot
+                return snapshot
+        known = ", ".join(str(s.generation) for s in snapshots)
+        raise StoreError(f"The store {self.uri!r} has no generation {generation}. It has {known}.")
+
+    # -- the lock ------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def lock(self, run_id: str) -> Iterator[None]:
+        """Hold the store against other runs. The kernel lets go of it when the process dies, however it dies.
+
+        Raises
+        ------
+        StoreLocked
+            Another run holds it; the message names it.
+        """
+        path = self.path / LOCK
+        handle = path.open("a+")
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                handle.seek(0)
+                raise StoreLocked(
+                    f"The store {self.uri!r} is in use by {handle.read().strip() or 'another run'}. Wait for it to end, or stop it first."
+                ) from None
+            handle.seek(0)
+            handle.truncate()
+            handle.write(f"run {run_id} (process {os.getpid()} on {socket.gethostname()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC)")
+            handle.flush()
+            yield
+        finally:
+            handle.close()
+
+
+def write_part(store_uri: str, name: str, partition_id: str, rows: pa.Table) -> tuple[PartFile, ...]:
+    """Write one partition's rows as a data file, to be committed by the driver.
+
+    Runs on workers. Nothing sees the file until :meth:`Store.commit`; one that is never committed is an orphan that
+    vacuum removes.
+
+    Parameters
+    ----------
+    rows : pyarrow.Table
+        Columns of the table's schema; ``partition_id`` itself is left out of the file, as Delta has it.
+
+    Returns
+    -------
+    tuple of PartFile
+        Empty when there are no rows.
+    """
+    if rows.num_rows == 0:
+        return ()
+    schema = pa.schema([f for f in TABLES[name].schema if f.name != PARTITION])
+    relative = f"{PARTITION}={partition_id}/part-{uuid.uuid4().hex}.parquet"
+    path = Path(store_uri) / name / relative
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        # vectors do not compress; a dictionary over them costs time and gains nothing
+        strings = [f.name for f in schema if pa.types.is_string(f.type)]
+        pq.write_table(rows.select(schema.names).cast(schema), path, compression="zstd", compression_level=1, use_dictionary=strings)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return (PartFile(relative, path.stat().st_size, rows.num_rows),)

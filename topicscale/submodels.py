@@ -1,0 +1,104 @@
+"""BERTopic's sub-model objects -> configuration: what is sent to workers is a class and its parameters, never an object."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from topicscale.errors import RequestError
+
+_REDUCTIONS = {"UMAP": "umap", "PCA": "pca"}
+_ALGORITHMS = {"HDBSCAN": "hdbscan", "EVoC": "evoc", "KMeans": "kmeans"}
+
+
+def configuration(
+    embedding_model: Any, umap_model: Any, hdbscan_model: Any, vectorizer_model: Any, ctfidf_model: Any
+) -> dict[str, dict[str, Any]]:
+    """Return the configuration's sections that the given sub-models describe.
+
+    Raises
+    ------
+    RequestError
+        An object cannot be described by its class and parameters.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    if embedding_model is not None:
+        found["embedding"] = {"model": _model_name(embedding_model)}
+    if umap_model is not None:
+        found.setdefault("cluster", {}).update(
+            zip(("reduction", "reduction_params"), _described(umap_model, _REDUCTIONS, "umap_model"), strict=True)
+        )
+    if hdbscan_model is not None:
+        name, params = _described(hdbscan_model, _ALGORITHMS, "hdbscan_model")
+        found.setdefault("cluster", {}).update({"algorithm": name, "params": params})
+    if vectorizer_model is not None:
+        found["terms"] = _vectorizer(vectorizer_model)
+    if ctfidf_model is not None:
+        found.setdefault("terms", {}).update(
+            bm25_weighting=bool(getattr(ctfidf_model, "bm25_weighting", False)),
+            reduce_frequent_words=bool(getattr(ctfidf_model, "reduce_frequent_words", False)),
+        )
+    return found
+
+
+def _model_name(model: Any) -> str:
+    if isinstance(model, str):
+        return model
+    # a SentenceTransformer remembers where it came from
+    for owner in (getattr(model, "model_card_data", None), model):
+        name = getattr(owner, "base_model", None) or getattr(owner, "name_or_path", None)
+        if isinstance(name, str) and name:
+            return name
+    raise RequestError(
+        f"embedding_model must be a name, a folder, or a model loaded from one. Got {type(model).__name__} instead: "
+        "save it to a folder and give that."
+    )
+
+
+def _described(model: Any, known: dict[str, str], parameter: str) -> tuple[str, dict[str, Any]]:
+    kind = type(model)
+    module = kind.__module__.partition(".")[0]
+    if kind.__name__ == "BaseDimensionalityReduction":  # BERTopic's word for no reduction
+        return "none", {}
+    name = known.get(kind.__name__)
+    if kind.__name__ == "HDBSCAN" and module in ("fast_hdbscan", "cuml"):
+        name = {"fast_hdbscan": "fast_hdbscan", "cuml": "cuml_hdbscan"}[module]
+    if kind.__name__ == "UMAP" and module == "cuml":
+        name = "cuml_umap"
+    if not hasattr(model, "get_params"):
+        raise RequestError(f"{parameter} must have get_params, as scikit-learn's estimators do. Got {kind.__name__} instead.")
+    defaults = _defaults(kind)
+    changed = {
+        key: value
+        for key, value in model.get_params(deep=False).items()
+        # by their look: defaults may be objects that equal nothing (joblib's Memory in HDBSCAN)
+        if key not in defaults or (type(value), repr(value)) != (type(defaults[key]), repr(defaults[key]))
+    }
+    for key, value in changed.items():
+        if value is not None and not isinstance(value, (str, int, float, bool, list, tuple, dict)):
+            raise RequestError(f"{parameter} has the parameter {key}={value!r}, which cannot be sent to workers. Leave it out.")
+    return name or f"{kind.__module__}.{kind.__qualname__}", changed
+
+
+def _defaults(kind: type) -> dict[str, Any]:
+    try:
+        return dict(kind().get_params(deep=False))
+    except TypeError:
+        return {}
+
+
+def _vectorizer(model: Any) -> dict[str, Any]:
+    params = model.get_params(deep=False)
+    stop_words = params.get("stop_words")
+    terms: dict[str, Any] = {
+        "ngram_range": list(params.get("ngram_range", (1, 1))),
+        "stop_words": stop_words if stop_words is None or isinstance(stop_words, str) else sorted(stop_words),
+        "lowercase": bool(params.get("lowercase", True)),
+    }
+    min_df = params.get("min_df", 1)
+    if not isinstance(min_df, int):
+        raise RequestError(f"vectorizer_model's min_df must be a number of documents. Got {min_df!r} instead.")
+    terms["min_df"] = min_df
+    for key in ("tokenizer", "preprocessor", "vocabulary"):
+        if params.get(key) is not None:
+            raise RequestError(f"vectorizer_model's {key} cannot be used: terms are counted in Spark's JVM. Leave it out.")
+    return terms

@@ -1,0 +1,147 @@
+"""The table contract: every table of a store, its schema, and the one engine that writes it.
+
+All tables live under one store URI, a folder each. Tables with a row per document are Delta-partitioned by
+``partition_id`` (a slug and a short hash, never raw user text). A table has one writer engine, also locally, because
+two engines' commits on one table would have to agree on more than the Delta protocol promises: Spark writes what is
+counted in the JVM, delta-rs what the Ray side and the driver make.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+
+CONTRACT_VERSION = 1
+"""Raised when a table changes so that older stores cannot be read."""
+
+OUTLIER = -1
+"""The topic id of documents that belong to no topic."""
+
+PARTITION = "partition_id"
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """One table of the contract."""
+
+    name: str
+    schema: pa.Schema
+    writer: Literal["spark", "delta-rs"]
+    partitioned: bool = False
+    """Delta-partitioned by ``partition_id``."""
+
+
+def _schema(**columns: pa.DataType) -> pa.Schema:
+    return pa.schema([pa.field(name, kind) for name, kind in columns.items()])
+
+
+_STR, _INT, _LONG, _FLOAT, _DOUBLE = pa.string(), pa.int32(), pa.int64(), pa.float32(), pa.float64()
+_STRINGS, _VECTOR, _SUM = pa.list_(_STR), pa.list_(_FLOAT), pa.list_(_DOUBLE)
+_TIME = pa.timestamp("us", tz="UTC")
+
+TABLES: dict[str, TableSpec] = {
+    spec.name: spec
+    for spec in [
+        # -- written by Spark ------------------------------------------------------------------------------------
+        # the kept input columns follow these four
+        TableSpec("documents", _schema(doc_id=_STR, partition_id=_STR, text=_STR, text_hash=_STR), "spark", partitioned=True),
+        TableSpec("quarantine", _schema(source=_STR, reason=_STR, raw=_STR), "spark"),
+        # one row a partition; digest: of its (doc_id, text_hash) pairs, whatever their order
+        TableSpec("partitions", _schema(partition_id=_STR, value=_STR, rows=_LONG, chars=_LONG, digest=_STR), "spark"),
+        TableSpec("topic_terms", _schema(topic_id=_INT, term=_STR, count=_LONG, documents=_LONG, weight=_DOUBLE), "spark"),
+        # -- written by delta-rs ---------------------------------------------------------------------------------
+        # text_hash and space let vectors be reused when partitions change, and never across two models or precisions: this space
+        # is the model's (as in site_topics) with backend and dtype, see jobs/stages/embed.py
+        TableSpec(
+            "embeddings",
+            _schema(doc_id=_STR, partition_id=_STR, text_hash=_STR, space=_STR, vector=_VECTOR),
+            "delta-rs",
+            partitioned=True,
+        ),
+        TableSpec(
+            "local_assignments",
+            _schema(doc_id=_STR, partition_id=_STR, local_topic=_INT, probability=_FLOAT),
+            "delta-rs",
+            partitioned=True,
+        ),
+        TableSpec(
+            "local_topics",
+            _schema(partition_id=_STR, local_topic=_INT, size=_LONG, vector_sum=_SUM, representative_doc_ids=_STRINGS),
+            "delta-rs",
+            partitioned=True,
+        ),
+        TableSpec(
+            "topics",
+            _schema(
+                topic_id=_INT,
+                topic_key=_STR,
+                size=_LONG,
+                reference_vector=_VECTOR,
+                cutoff=_FLOAT,
+                parent_id=_INT,
+                label=_STR,
+                keywords=_STRINGS,
+                representative_docs=_STRINGS,
+            ),
+            "delta-rs",
+        ),
+        TableSpec(
+            "topic_lineage",
+            _schema(site=_STR, partition_id=_STR, local_topic=_INT, topic_key=_STR, size=_LONG, topic_id=_INT, similarity=_FLOAT),
+            "delta-rs",
+        ),
+        TableSpec(
+            "assignments",
+            _schema(doc_id=_STR, partition_id=_STR, topic_id=_INT, probability=_FLOAT),
+            "delta-rs",
+            partitioned=True,
+        ),
+        TableSpec("document_map", _schema(doc_id=_STR, partition_id=_STR, x=_FLOAT, y=_FLOAT), "delta-rs"),
+        TableSpec(
+            "topic_labels",
+            _schema(topic_id=_INT, aspect=_STR, label=_STR, terms=_STRINGS, status=_STR, detail=_STR),
+            "delta-rs",
+        ),
+        TableSpec(
+            "site_topics",
+            _schema(
+                site=_STR,
+                topic_key=_STR,
+                size=_LONG,
+                vector_sum=_SUM,
+                term_counts=pa.map_(_STR, _LONG),
+                term_documents=pa.map_(_STR, _LONG),
+                embedding_space=_STR,
+                vocabulary=_STR,
+            ),
+            "delta-rs",
+        ),
+        # the granularity a pilot found: see topicscale/calibrate.py
+        TableSpec(
+            "pilots",
+            _schema(site=_STR, pilot_key=_STR, embedding_space=_STR, documents=_LONG, height=_DOUBLE, agreement=_DOUBLE),
+            "delta-rs",
+        ),
+        TableSpec("generations", _schema(generation=_LONG, versions=_STR, configuration=_STR, summary=_STR, at=_TIME), "delta-rs"),
+        TableSpec(
+            "runs",
+            _schema(
+                run_id=_STR,
+                stage=_STR,
+                partition_id=_STR,
+                fingerprint=_STR,
+                status=_STR,
+                rows=_LONG,
+                seconds=_DOUBLE,
+                at=_TIME,
+                detail=_STR,
+            ),
+            "delta-rs",
+        ),
+    ]
+}
+
+QUARANTINE_REASONS = ("empty", "too_long", "not_text", "undecodable", "bad_row", "bad_vector", "duplicate_id", "missing_id")
+"""Why a row may be refused; a closed list."""
