@@ -1,0 +1,217 @@
+"""Input of any format as one data frame whose bytes are still what the file held.
+
+A reader that decodes replaces bytes that are not valid UTF-8, silently. So csv is read as ISO-8859-1, where every byte
+is a character, and turned back into bytes; json lines and text are read as lines, whose bytes Spark leaves alone.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from topicscale.config import InputConfig
+from topicscale.errors import InputError
+from topicscale.inputs import InputPlan, check_columns, is_remote
+from topicscale.sniff import Column as InputColumn
+
+SOURCE, RAW, BAD = "_source", "_raw", "_bad"
+_CORRUPT = "_topicscale_corrupt"
+_SEEN = "\x1f"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The input: ``frame`` has the columns ``c0``, ``c1``, ... (the input's, in its order), then :data:`SOURCE` (the file's path),
+    :data:`RAW` (what the row looked like, bounded) and :data:`BAD` (why the reader could not take it apart, or null)."""
+
+    frame: DataFrame
+    names: tuple[str, ...]
+    plan: InputPlan
+    checked: bool
+    """Columns are bytes that must be checked to be UTF-8; otherwise the reader decoded them."""
+    raw_chars: int
+
+    def column(self, name: str) -> Column:
+        """Return the input's column of that name."""
+        return F.col(f"c{self.names.index(name)}")
+
+
+def read(spark: SparkSession, plan: InputPlan, config: InputConfig, *, raw_chars: int = 1000) -> Rows:
+    """Return the rows of the input.
+
+    Raises
+    ------
+    InputError
+        A remote input lacks a column, or holds nothing that can be read.
+    """
+    paths = [path if is_remote(path) else f"file://{_escape(path)}" for path in plan.paths]
+    utf8 = plan.options.get("encoding", "UTF-8").upper().replace("-", "") == "UTF8"
+    if plan.format in ("csv", "tsv"):
+        frame, columns = _csv(spark, plan, paths, utf8)
+    elif plan.format == "jsonl":
+        frame, columns = _jsonl(spark, plan, paths, utf8, config)
+    elif plan.format == "text":
+        frame, columns = _text(spark, plan, paths)
+    else:
+        frame, columns = _columnar(spark, plan, paths)
+    if not plan.columns:
+        check_columns(columns, config, plan.format)
+        plan = replace(plan, columns=tuple(columns))
+    frame = frame.withColumn(RAW, F.make_valid_utf8(F.substring(F.col(RAW), 1, raw_chars))).withColumn(SOURCE, _readable(F.col(SOURCE)))
+    return Rows(frame, tuple(column.name for column in columns), plan, utf8, raw_chars)
+
+
+def _csv(spark: SparkSession, plan: InputPlan, paths: list[str], utf8: bool) -> tuple[DataFrame, list[InputColumn]]:
+    options = dict(plan.options)
+    options.pop("columnNameOfCorruptRecord", None)
+    columns = list(plan.columns)
+    if not columns:
+        names = spark.read.options(**{**options, "inferSchema": "false"}).csv(paths).columns
+        columns = [InputColumn(name, "string") for name in names]
+    if utf8:
+        options["encoding"] = "ISO-8859-1"
+        options["sep"] = options["sep"].encode().decode("latin-1")
+    schema = T.StructType([T.StructField(f"c{i}", T.StringType()) for i in range(len(columns))] + [T.StructField(_CORRUPT, T.StringType())])
+    # the header's names are known and checked, so each file's first line is skipped whatever it says
+    options |= {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": _CORRUPT, "enforceSchema": "true", "inferSchema": "false"}
+    frame = spark.read.schema(schema).options(**options).csv(paths)
+    fields = [f"c{i}" for i in range(len(columns))]
+    whole = F.coalesce(F.col(_CORRUPT), F.concat_ws(plan.options.get("sep", ","), *fields))
+    parts = [_bytes(F.col(name)).alias(name) if utf8 else F.col(name) for name in fields]
+    if plan.options.get("header") != "true" and parts:
+        parts[0] = F.regexp_replace(parts[0], "^\ufeff", "").alias(fields[0])
+    raw = _bytes(whole) if utf8 else whole
+    return frame.select(
+        *parts,
+        F.col("_metadata.file_path").alias(SOURCE),
+        raw.alias(RAW),
+        F.when(F.col(_CORRUPT).isNotNull(), F.lit("bad_row")).alias(BAD),
+    ), columns
+
+
+def _jsonl(spark: SparkSession, plan: InputPlan, paths: list[str], utf8: bool, config: InputConfig) -> tuple[DataFrame, list[InputColumn]]:
+    lines = spark.read.options(**_line_options(plan, utf8)).text(paths).select(F.col("value"), F.col("_metadata.file_path").alias(SOURCE))
+    lines = (
+        lines.withColumn("value", F.regexp_replace(F.col("value"), "^\ufeff", "")).where(F.col("value").rlike("\\S")) if not utf8 else lines
+    )
+    if utf8:
+        # only a line that begins with the mark is rebuilt: replacing works on characters, and would lose invalid bytes
+        marked = F.substring(F.col("value"), 1, 1) == F.lit("\ufeff")
+        lines = lines.withColumn("value", F.when(marked, F.substring(F.col("value"), 2, 2**31 - 2)).otherwise(F.col("value")))
+        lines = lines.where(F.length(F.trim(F.col("value"))) > 0)
+    columns = list(plan.columns)
+    if not columns:
+        found = spark.read.options(samplingRatio=1.0, mode="PERMISSIVE").json(paths).schema.fields
+        columns = [InputColumn(field.name, kind_of(field.dataType)) for field in found if field.name != "_corrupt_record"]
+        if not columns:
+            raise InputError(f"Input {plan.paths[0]!r} must hold one JSON object a line.")
+    # as text, whatever it is: a value of another type than the first rows' would make the whole row corrupt
+    vectors = {config.embedding_column: T.ArrayType(T.DoubleType())}
+    schema = T.StructType(
+        [T.StructField(c.name, vectors.get(c.name, T.StringType())) for c in columns] + [T.StructField(_CORRUPT, T.StringType())]
+    )
+    options = {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": _CORRUPT}
+    parsed = lines.withColumn("_row", F.from_json(F.col("value"), schema, options))
+    corrupt = F.col("_row").isNull() | F.col("_row").getField(_CORRUPT).isNotNull() | ~F.ltrim(F.col("value")).startswith("{")
+    kinds = {"number": "double", "boolean": "boolean"}
+    verbatim = {*config.text_column, config.id_column}  # an id of 17 digits is not the double nearest to it
+    parts = []
+    for i, c in enumerate(columns):
+        value = F.col("_row").getField(c.name)
+        parts.append((value.try_cast(kinds[c.kind]) if c.kind in kinds and c.name not in verbatim else value).alias(f"c{i}"))
+    bad = F.when(corrupt, F.lit("bad_row"))
+    for name in config.text_column:
+        # objects and arrays arrive as their JSON text; only what looks like one is parsed again, to see which it was
+        text = F.col("_row").getField(name)
+        kind = F.schema_of_variant(F.try_variant_get(F.try_parse_json(F.col("value")), "$[" + json.dumps(name) + "]", "variant"))
+        bad = bad.when(text.rlike(r"^[\[{]") & (kind != "STRING"), "not_text")
+        # the JSON parser replaces what it cannot decode: the line still shows it
+        bad = bad.when(~F.is_valid_utf8(F.col("value")) & F.contains(text, F.lit("\ufffd")), "undecodable")
+    return parsed.select(*parts, SOURCE, F.col("value").alias(RAW), bad.alias(BAD)), columns
+
+
+def _text(spark: SparkSession, plan: InputPlan, paths: list[str]) -> tuple[DataFrame, list[InputColumn]]:
+    utf8 = plan.options.get("encoding", "UTF-8").upper().replace("-", "") == "UTF8"
+    lines = spark.read.options(**_line_options(plan, utf8)).text(paths)
+    marked = F.substring(F.col("value"), 1, 1) == F.lit("\ufeff")
+    value = F.when(marked, F.substring(F.col("value"), 2, 2**31 - 2)).otherwise(F.col("value"))
+    return lines.select(
+        value.alias("c0"),
+        F.col("_metadata.file_path").alias(SOURCE),
+        F.col("value").alias(RAW),
+        F.lit(None).cast("string").alias(BAD),
+    ), [InputColumn("text", "string")]
+
+
+def _columnar(spark: SparkSession, plan: InputPlan, paths: list[str]) -> tuple[DataFrame, list[InputColumn]]:
+    if plan.format == "parquet":
+        # pandas writes times in nanoseconds, which Spark has no type for and otherwise refuses
+        spark.conf.set("spark.sql.legacy.parquet.nanosAsLong", "true")
+        frame = spark.read.options(**{"mergeSchema": "true", **plan.options}).parquet(*paths)
+    else:
+        options = dict(plan.options) | ({} if plan.version is None else {"versionAsOf": str(plan.version)})
+        frame = spark.read.format("delta").options(**options).load(plan.paths[0])
+    fields = frame.schema.fields
+    told = {column.name: column.kind for column in plan.columns}
+    nanos = {field.name for field in fields if isinstance(field.dataType, T.LongType) and told.get(field.name) == "time"}
+    columns = [InputColumn(field.name, "time" if field.name in nanos else kind_of(field.dataType)) for field in fields]
+    parts = []
+    for i, field in enumerate(fields):
+        value = frame[_quoted(field.name)]
+        micros = F.round((value - F.pmod(value, F.lit(1000))) / 1000).cast("long")
+        parts.append((F.timestamp_micros(micros) if field.name in nanos else value).alias(f"c{i}"))
+    shown = [
+        F.coalesce(frame[_quoted(f.name)].cast("string"), F.lit(""))
+        for f in fields
+        if kind_of(f.dataType) in ("string", "number", "boolean", "time")
+    ]
+    return frame.select(
+        *parts,
+        F.col("_metadata.file_path").alias(SOURCE),
+        F.concat_ws(_SEEN, *[F.substring(part, 1, 1000) for part in shown]).alias(RAW),
+        F.lit(None).cast("string").alias(BAD),
+    ), columns
+
+
+def kind_of(kind: T.DataType) -> str:
+    """Return a Spark type's kind, in the words of :class:`topicscale.sniff.Column`."""
+    if isinstance(kind, T.StringType | T.CharType | T.VarcharType):
+        return "string"
+    if isinstance(kind, T.NumericType):
+        return "number"
+    if isinstance(kind, T.BooleanType):
+        return "boolean"
+    if isinstance(kind, T.BinaryType):
+        return "binary"
+    if isinstance(kind, T.NullType):
+        return "unknown"
+    if isinstance(kind, T.ArrayType):
+        return "vector" if isinstance(kind.elementType, T.NumericType) else "nested"
+    if isinstance(kind, T.StructType | T.MapType | T.VariantType):
+        return "nested"
+    return "time"
+
+
+def _line_options(plan: InputPlan, utf8: bool) -> dict[str, str]:
+    # naming UTF-8 would make Spark decode, and replace what it cannot
+    return {key: value for key, value in plan.options.items() if not (utf8 and key.lower() == "encoding")}
+
+
+def _bytes(column: Column) -> Column:
+    return F.encode(column, "ISO-8859-1").cast("string")
+
+
+def _quoted(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
+
+
+def _escape(path: str) -> str:
+    return "".join("\\" + character if character in "{}[]*?\\" else character for character in path)
+
+
+def _readable(path: Column) -> Column:
+    return F.regexp_replace(path, "^file:/+", "/")

@@ -1,0 +1,38 @@
+"""Reading and replacing the store's Delta tables from Spark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pyspark.sql import DataFrame, SparkSession
+
+from topicscale.tables import TABLES
+
+
+def table_uri(store_uri: str, name: str) -> str:
+    """Return the address of a table, as Spark's file systems spell it."""
+    uri = f"{store_uri.rstrip('/')}/{name}"
+    return "s3a://" + uri.removeprefix("s3://") if uri.startswith("s3://") else uri
+
+
+def load(spark: SparkSession, store_uri: str, name: str, *, version: int | None = None) -> DataFrame:
+    """Return a table, at a pinned version when one is given."""
+    reader = spark.read.format("delta")
+    if version is not None:
+        reader = reader.option("versionAsOf", version)
+    return reader.load(table_uri(store_uri, name))
+
+
+def replace_table(frame: DataFrame, store_uri: str, name: str, *, txn: Mapping[str, tuple[str, int]] | None = None) -> None:
+    """Replace a table's rows and schema in one commit.
+
+    With ``txn`` the commit carries the table's (application id, version), and Delta skips it when that version or a
+    later one is there already: repeating the call changes nothing.
+    """
+    writer = frame.write.format("delta").mode("overwrite").option("overwriteSchema", "true")
+    if TABLES[name].partitioned:
+        writer = writer.partitionBy("partition_id")
+    if txn is not None and name in txn:
+        application, version = txn[name]
+        writer = writer.option("txnAppId", application).option("txnVersion", version)
+    writer.save(table_uri(store_uri, name))
