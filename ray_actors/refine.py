@@ -1,0 +1,92 @@
+"""Refinement's passes over one partition: apply a step to its vectors, write its assignments, summarise them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ray_actors.parts import Done, read_partition, to_matrix
+from topicscale import refine as steps
+from topicscale.store import write_part
+
+
+def count(vectors: npt.NDArray[np.float32], references: npt.NDArray[np.float32], cutoffs: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """Return how many rows each topic gets, int64 (k,)."""
+    topics, _ = steps.assign(vectors, references, cutoffs)
+    return np.bincount(topics[topics >= 0], minlength=len(references)).astype(np.int64)
+
+
+STEPS = {"accumulate": steps.accumulate, "histogram": steps.histogram, "count": count}
+
+
+def apply(*, step: str, arguments: tuple[Any, ...], store_uri: str, partition_id: str, embeddings_version: int) -> Any:
+    """Return what a step of :mod:`topicscale.refine` makes of one partition's vectors."""
+    rows = read_partition(store_uri, "embeddings", partition_id, ["doc_id", "vector"], embeddings_version)
+    return STEPS[step](to_matrix(rows["vector"]), *arguments)
+
+
+def assign(
+    *,
+    references: npt.NDArray[np.float32],
+    cutoffs: npt.NDArray[np.float32],
+    store_uri: str,
+    partition_id: str,
+    embeddings_version: int,
+) -> Done:
+    """Write which topic each document of one partition belongs to."""
+    rows = read_partition(store_uri, "embeddings", partition_id, ["doc_id", "vector"], embeddings_version)
+    topics, probabilities = steps.assign(to_matrix(rows["vector"]), references, cutoffs)
+    table = pa.table({"doc_id": rows["doc_id"], "topic_id": pa.array(topics), "probability": pa.array(probabilities)})
+    return Done(
+        len(topics), {"assignments": write_part(store_uri, "assignments", partition_id, table)}, {"outliers": int((topics < 0).sum())}
+    )
+
+
+def summarise(
+    *,
+    number: int,
+    representatives: int,
+    store_uri: str,
+    partition_id: str,
+    embeddings_version: int,
+    assignments_version: int,
+) -> tuple[steps.Sums, list[list[tuple[float, str, str]]]]:
+    """Return one partition's statistics of ``number`` topics, outliers first.
+
+    Returns
+    -------
+    sums : Sums
+        (number + 1,) counts and vector sums; row 0 is the outliers, row t + 1 topic t.
+    nearest : list of list of (probability, doc_id, text_hash)
+        For each topic the most probable documents with distinct texts, best first; equals go by ``doc_id``.
+    """
+    embeddings = read_partition(store_uri, "embeddings", partition_id, ["doc_id", "text_hash", "vector"], embeddings_version)
+    assigned = read_partition(store_uri, "assignments", partition_id, ["doc_id", "topic_id", "probability"], assignments_version)
+    topics = assigned["topic_id"].to_numpy()
+    sums = steps.collect(to_matrix(embeddings["vector"]), topics + 1, number + 1)
+    probabilities = assigned["probability"].to_numpy()
+    # doc_id order within equals: the sort is stable and rows come sorted by doc_id
+    order = np.lexsort((-probabilities.astype(np.float64), topics))
+    starts = np.searchsorted(topics[order], np.arange(number))
+    nearest: list[list[tuple[float, str, str]]] = []
+    for topic in range(number):
+        chosen: dict[str, tuple[float, str, str]] = {}
+        for row in order[starts[topic] :]:
+            if topics[row] != topic or len(chosen) == representatives:
+                break
+            text = embeddings["text_hash"][int(row)].as_py()
+            chosen.setdefault(text, (float(probabilities[row]), assigned["doc_id"][int(row)].as_py(), text))
+        nearest.append(list(chosen.values()))
+    return sums, nearest
+
+
+def texts(
+    *, store_uri: str, partition_id: str, documents_version: int, doc_ids: list[str], columns: list[str]
+) -> dict[str, dict[str, Any]]:
+    """Return columns of some documents of one partition, by id."""
+    rows = read_partition(store_uri, "documents", partition_id, ["doc_id", *columns], documents_version)
+    chosen = rows.filter(pa.compute.is_in(rows["doc_id"], value_set=pa.array(doc_ids, pa.string())))
+    return {row.pop("doc_id"): row for row in chosen.to_pylist()}
