@@ -1,0 +1,237 @@
+"""The command line: ``topicscale run | status | topics | report | evaluate``.
+
+Results go to the standard output, everything else to the error stream. Exit codes: 0 done; 1 units failed, or too much
+of the input is bad; 2 the request is wrong; 130 interrupted (a store is left that the same command goes on with).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from topicscale.config import Config, load, presets
+from topicscale.errors import JobFailed, RequestError, StoreError, TopicscaleError
+
+DONE, FAILED, BAD_REQUEST, INTERRUPTED = 0, 1, 2, 130
+ENGINES = {
+    "py4j": "Spark",
+    "pyspark": "Spark",
+    "grpc": "Spark",
+    "ray": "Ray",
+    "deltalake": "A Delta table",
+    "_internal": "A Delta table",  # where delta-rs says its errors are from
+    "pyarrow": "A table",
+}
+"""Packages whose errors tell of a failed engine or disk rather than of a bug."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    options = _parser().parse_args(arguments)
+    # a cluster manager stops a job with SIGTERM: leave the store as Ctrl-C does
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return int(options.command(options))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (RequestError, StoreError) as error:
+        return _complain(options, error, BAD_REQUEST)
+    except (JobFailed, TopicscaleError) as error:
+        return _complain(options, error, FAILED)
+    except BrokenPipeError:
+        return DONE
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        return _complain(options, f"{error.strerror}{where}. What is finished is kept: run the same command again to go on.", FAILED)
+    except Exception as error:
+        engine = ENGINES.get(type(error).__module__.partition(".")[0])
+        if engine is None:
+            raise  # a bug of ours: its traceback is what helps
+        said = " ".join(str(error).split("\n\tat ")[0].split())[:1000] or type(error).__name__
+        return _complain(options, f"{engine} failed: {said}. What is finished is kept: run the same command again to go on.", FAILED)
+
+
+def configuration(options: argparse.Namespace) -> Config:
+    """Return the configuration that the options of ``run`` describe."""
+    chosen: dict[str, dict[str, Any]] = {}
+
+    def put(section: str, key: str, value: Any) -> None:
+        if value is not None:
+            chosen.setdefault(section, {})[key] = value
+
+    put("input", "paths", options.input)
+    put("input", "text_column", options.text_column)
+    put("input", "id_column", options.id_column)
+    put("input", "keep", options.keep)
+    put("partition", "column", options.partition_column)
+    put("partition", "number", options.partitions)
+    put("topics", "min_size", options.min_topic_size)
+    if options.topics is not None and options.topics != "auto":
+        if not options.topics.isdecimal():
+            raise RequestError(f"--topics must be a number or auto. Got {options.topics!r} instead.")
+        put("topics", "number", int(options.topics))
+    return load(file=options.config, overrides=options.set, values=chosen)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from jobs.run import run
+
+    config = configuration(options)
+    ui = _ui(options)
+    if options.dry_run:
+        from jobs.plan import describe, plan
+
+        found = plan(config, options.store)
+        print(json.dumps(found, indent=2) if options.json else describe(found))
+        return DONE
+    try:
+        result = run(config, options.store, ui=ui)
+    except BrokenPipeError as error:  # an engine's; that of a reader who has left our output is no failure
+        raise JobFailed("The connection to an engine broke. What is finished is kept: run the same command again to go on.") from error
+    if options.json:
+        print(json.dumps(dataclasses.asdict(result), indent=2))
+    elif result.nothing_to_do:
+        print(f"Nothing to do: {result.store} already holds this run (generation {result.generation}, {result.topics:,} topics).")
+    else:
+        share = result.outliers / max(result.documents, 1)
+        print(
+            f"{result.documents:,} documents, {result.topics:,} topics, {share:.1%} outliers, {result.seconds['total']:.0f} s "
+            f"-> {result.store} (generation {result.generation})"
+        )
+        print(f"Next: topicscale topics --store {options.store}   or   topicscale report --store {options.store} --output report.html")
+    for stage, units in result.failed.items():
+        for partition_id, error in sorted(units.items()):
+            print(f"failed: {stage} of partition {partition_id}: {error}", file=sys.stderr)
+    return FAILED if result.failed else DONE
+
+
+def _status(options: argparse.Namespace) -> int:
+    from jobs.status import describe, status
+
+    found = status(options.store)
+    print(json.dumps(found, indent=2, default=str) if options.json else describe(found))
+    return DONE
+
+
+def _topics(options: argparse.Namespace) -> int:
+    from jobs.topics import describe, topics
+
+    found = topics(options.store, top=options.top)
+    print(json.dumps(found, indent=2, ensure_ascii=False) if options.json else describe(found))
+    return DONE
+
+
+def _report(options: argparse.Namespace) -> int:
+    from jobs.report import report
+
+    path = report(options.store, options.output)
+    print(json.dumps({"report": str(path)}) if options.json else f"Report: {path}")
+    return DONE
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from jobs.evaluate import describe, evaluate
+
+    found = evaluate(options.store, labels=options.labels)
+    print(json.dumps(found, indent=2) if options.json else describe(found))
+    return DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        number = version("topicscale")
+    except PackageNotFoundError:  # a checkout that was not installed
+        number = "unknown"
+    parser = argparse.ArgumentParser(
+        prog="topicscale",
+        description="Topic modelling for corpora that do not fit one machine, or may not leave it.",
+        epilog="topicscale COMMAND --help tells a command's options. Exit codes: 0 done, 1 units failed or too much of the input "
+        "is bad, 2 the request is wrong or the store cannot be used, 130 interrupted.",
+    )
+    parser.add_argument("--version", action="version", version=f"topicscale {number}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, function: Any, text: str, *, store: str = "the folder of Delta tables") -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+        command.set_defaults(command=function)
+        command.add_argument("--store", required=True, metavar="URI", help=store)
+        command.add_argument(
+            "--json", action="store_true", help="result as JSON on the standard output, messages as JSON lines on the error stream"
+        )
+        return command
+
+    run = add(
+        "run",
+        _run,
+        "Read a corpus, find its topics, write Delta tables. What is done already is skipped.",
+        store="the folder of Delta tables; made if there is none",
+    )
+    run.epilog = (
+        "examples:\n"
+        "  topicscale run --input tickets.csv --text-column body --store tickets/\n"
+        "  topicscale run --input 'mail/*.jsonl.gz' --partition-column site --store mail/ --set topics.min_size=50\n"
+        "  topicscale run --input news.csv --set input.options='{header: false}' --text-column _c1,_c2 --store news/ --dry-run"
+    )
+    run.add_argument(
+        "--input",
+        nargs="+",
+        metavar="PATH",
+        help="files, folders or globs of one format: csv, tsv, json lines, parquet, text (a line a document); or a Delta table. "
+        "Required, unless the configuration has input.paths",
+    )
+    run.add_argument("--text-column", metavar="C[,C]", help="column(s) with the text; several are joined (default: text)")
+    run.add_argument("--id-column", metavar="C", help="column with a unique id (default: a hash of the row's content)")
+    run.add_argument("--keep", metavar="C,C", help="input columns to keep beside the text (default: all of a simple type)")
+    how = run.add_mutually_exclusive_group()
+    how.add_argument("--partition-column", metavar="C", help="one partition per value of this column")
+    how.add_argument(
+        "--partitions", type=int, metavar="N", help="number of partitions, by hash of the text (default: 25,000 documents each)"
+    )
+    run.add_argument("--min-topic-size", type=int, metavar="N", help="smallest topic, in documents (default: 10)")
+    run.add_argument("--topics", metavar="N|auto", help="number of topics; auto finds it (default: auto)")
+    run.add_argument("--config", metavar="FILE", help=f"YAML file, or the name of a preset: {', '.join(presets())}")
+    run.add_argument(
+        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="any value of the configuration, as YAML; may be repeated"
+    )
+    run.add_argument("--dry-run", action="store_true", help="check everything and print the plan, start nothing")
+    run.add_argument("--quiet", action="store_true", help="warnings and errors only")
+
+    add("status", _status, "Show stages, partitions done, failed and pending, rows, quarantine by reason, and rates.")
+    topics = add("topics", _topics, "List topics with their sizes and keywords.")
+    topics.add_argument("--top", type=int, metavar="N", help="the N largest (default: all)")
+    report = add("report", _report, "Write a self-contained HTML report.")
+    report.add_argument("--output", required=True, metavar="FILE", help="for example report.html")
+    evaluate = add("evaluate", _evaluate, "Measure topic quality: coherence, diversity, and agreement with a column of labels.")
+    evaluate.add_argument("--labels", metavar="COLUMN", help="a column of documents that holds the true classes")
+    return parser
+
+
+def _ui(options: argparse.Namespace) -> Any:
+    from jobs.progress import Ui
+
+    return Ui("json" if options.json else "quiet" if options.quiet else "auto")
+
+
+def _complain(options: argparse.Namespace, error: object, code: int) -> int:
+    if options.json:
+        print(json.dumps({"error": str(error), "kind": type(error).__name__, "exit_code": code}), file=sys.stderr)
+    else:
+        print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,97 @@
+"""Spark and Ray, started when first needed and side by side: their start-up is most of a small job's overhead."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from ray_actors import runtime
+from ray_actors.pool import Pool
+from topicscale.config import Config
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+
+BRIEF = 50_000
+"""Up to this many rows the JVM's compiler stops early: start-up is then most of Spark's time."""
+
+
+class Engines:
+    """Both engines of one job."""
+
+    def __init__(self, config: Config, *, rows: int | None = None) -> None:
+        self._config = config
+        self._brief = rows is not None and rows <= BRIEF
+        self._spark: SparkSession | None = None
+        self._our_spark = self._our_ray = False
+        self._pool: Pool | None = None
+        self._starting: threading.Thread | None = None
+        self._started, self._ended = threading.Event(), threading.Event()
+        self._error: BaseException | None = None
+        self.seconds: dict[str, float] = {}
+
+    @property
+    def spark(self) -> SparkSession:
+        """The Spark session."""
+        if self._spark is None:
+            from pyspark.sql import SparkSession
+
+            from spark import session
+
+            began = time.monotonic()
+            self._our_spark = SparkSession.getActiveSession() is None
+            self._spark = session.start(self._config.spark, app_name="topicscale", brief=self._brief)
+            self.seconds["spark"] = time.monotonic() - began
+        return self._spark
+
+    @property
+    def pool(self) -> Pool:
+        """The Ray workers."""
+        self.begin()
+        self._started.wait()
+        if self._error is not None:
+            raise self._error
+        assert self._pool is not None
+        self._pool.wait()
+        return self._pool
+
+    def begin(self, **warm: Any) -> None:
+        """Start Ray in the background; ``warm`` maps worker methods to the arguments to call them with at once."""
+        if self._starting is None:
+            self._starting = threading.Thread(target=self._start_ray, args=(warm,), daemon=True)
+            self._starting.start()
+
+    def _start_ray(self, warm: dict[str, dict[str, Any]]) -> None:
+        began = time.monotonic()
+        try:
+            layout, self._our_ray = runtime.start(self._config.ray)
+            self._pool = Pool(layout, attempts=self._config.ray.attempts, timeout=self._config.ray.timeout)
+            for method, arguments in warm.items():
+                self._pool.warm(method, **arguments)
+        except BaseException as error:
+            self._error = error
+        self.seconds["ray"] = time.monotonic() - began
+        self._started.set()
+        # Ray's processes ask the kernel to be ended with the thread that made them, so this one stays
+        self._ended.wait()
+
+    def close(self) -> None:
+        """Stop what was started here; engines that this process ran before are left running."""
+        if self._starting is not None:
+            self._started.wait()
+            # the job's own error, if there is one, is worth more than that of an engine that died with it
+            with contextlib.suppress(Exception):
+                if self._pool is not None:
+                    self._pool.close()
+                if self._our_ray:
+                    runtime.stop()
+            self._ended.set()
+            self._starting.join()
+        if self._spark is not None and self._our_spark:
+            from spark import session
+
+            with contextlib.suppress(Exception):
+                session.stop(self._spark)

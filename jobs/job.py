@@ -1,0 +1,223 @@
+"""The state of one run: its store, configuration, engines, log, and the loop that drives a stage's units."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.engines import Engines
+from jobs.progress import Ui
+from ray_actors.parts import Done
+from ray_actors.pool import Outcome, Unit
+from topicscale.config import Config, fingerprint
+from topicscale.errors import JobFailed
+from topicscale.store import Store, UnitWrite
+from topicscale.tables import TABLES
+
+CODE = {"ingest": 1, "embed": 1, "cluster": 1, "calibrate": 1, "refine": 1, "assign": 1, "terms": 1, "map": 1, "publish": 1}
+"""Raised when a stage's code makes other rows of the same input, so that old results are not taken for new ones."""
+FLUSH_UNITS, FLUSH_SECONDS = 64, 3.0
+"""Finished units are committed together once there are so many, or the oldest waited so long."""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One partition of the corpus, as ingest left it."""
+
+    partition_id: str
+    value: str | None
+    rows: int
+    digest: str
+
+
+@dataclass
+class Job:
+    """One run."""
+
+    store: Store
+    config: Config
+    run_id: str
+    ui: Ui
+    engines: Engines
+    failed: dict[str, dict[str, str]] = field(default_factory=dict)
+    """stage -> partition -> why."""
+    worked: set[str] = field(default_factory=set)
+    """Stages that had something to do."""
+    timings: dict[str, float] = field(default_factory=dict)
+    """Seconds by stage."""
+    _records: list[dict[str, Any]] = field(default_factory=list)
+    _log: threading.Lock = field(default_factory=threading.Lock)
+    """Two stages may end at once (see ``publish``)."""
+
+    def print_of(self, stage: str, *parts: Any) -> str:
+        """Return the fingerprint of a stage's unit."""
+        return fingerprint(stage, CODE[stage], *parts)
+
+    def record(
+        self, stage: str, partition_id: str | None, unit_fingerprint: str, status: str, *, rows: int, seconds: float, detail: Any = None
+    ) -> None:
+        """Put a unit on the log; written with the next flush."""
+        row = {
+            "run_id": self.run_id,
+            "stage": stage,
+            "partition_id": partition_id,
+            "fingerprint": unit_fingerprint,
+            "status": status,
+            "rows": rows,
+            "seconds": round(seconds, 3),
+            "at": datetime.now(UTC),
+            "detail": detail if isinstance(detail, str) or detail is None else json.dumps(detail),
+        }
+        with self._log:
+            self._records.append(row)
+
+    def flush(self) -> None:
+        """Write the log."""
+        with self._log:
+            rows, self._records = self._records, []
+            if rows:
+                self.store.append("runs", pa.Table.from_pylist(rows, schema=TABLES["runs"].schema))
+
+    def fail(self, stage: str, unit_fingerprint: str, outcome: Outcome) -> None:
+        """Note a unit that cannot be done; the stage goes on without it. The log keeps the whole traceback."""
+        partition_id, error = outcome.key, str(outcome.error)
+        self.failed.setdefault(stage, {})[partition_id] = error
+        detail = f"{error}\n{outcome.trace}" if outcome.trace else error
+        self.record(stage, partition_id, unit_fingerprint, "failed", rows=0, seconds=outcome.seconds, detail=detail)
+        self.ui.log("error", f"{stage}: partition {partition_id} failed: {error}", stage=stage, partition_id=partition_id)
+
+    def run_units(
+        self,
+        stage: str,
+        method: str,
+        *,
+        tables: Sequence[str],
+        fingerprints: Mapping[str, str],
+        rows: Mapping[str, int],
+        prepare: Callable[[list[str]], Callable[[str], dict[str, Any]]],
+    ) -> list[str]:
+        """Do a stage's unfinished units and return the partitions that are done, sorted.
+
+        Parameters
+        ----------
+        method : str
+            The workers' method.
+        tables : sequence of str
+            What a unit writes. It is done when all of them say so.
+        fingerprints, rows : mapping
+            By partition: what its unit would write, and how large it is.
+        prepare : callable
+            Given the pending partitions (there is at least one), returns what gives a unit's arguments.
+        """
+        began = time.monotonic()
+        done = set(fingerprints)
+        for table in tables:
+            done &= self.store.done(table, stage, fingerprints)
+        pending = sorted(set(fingerprints) - done, key=lambda pid: (-rows[pid], pid))  # large ones first: no straggler at the end
+        if pending:
+            self.worked.add(stage)
+            arguments = prepare(pending)
+            done |= self._drive(stage, method, pending, tables, fingerprints, rows, arguments)
+        for table in tables:
+            self.store.retain(table, stage, done)
+        self.flush()
+        self.timings[stage] = self.timings.get(stage, 0.0) + time.monotonic() - began
+        if pending:
+            self._say(stage, len(pending), len(fingerprints), sum(rows[pid] for pid in pending), time.monotonic() - began)
+        return sorted(done)
+
+    def _drive(
+        self,
+        stage: str,
+        method: str,
+        pending: list[str],
+        tables: Sequence[str],
+        fingerprints: Mapping[str, str],
+        rows: Mapping[str, int],
+        arguments: Callable[[str], dict[str, Any]],
+    ) -> set[str]:
+        finished: set[str] = set()
+        buffer: list[tuple[str, Done]] = []
+        oldest = time.monotonic()
+
+        def commit() -> None:
+            for table in tables:
+                self.store.commit(table, [UnitWrite(stage, pid, fingerprints[pid], done.files.get(table, ())) for pid, done in buffer])
+            finished.update(pid for pid, _ in buffer)
+            buffer.clear()
+            self.flush()
+
+        with self.ui.stage(stage, sum(rows[pid] for pid in pending)) as bar:
+            try:
+                for outcome in self.engines.pool.run(method, (Unit(pid, arguments(pid)) for pid in pending), progress=bar.partial):
+                    if outcome.error is not None:
+                        self.fail(stage, fingerprints[outcome.key], outcome)
+                        continue
+                    done = outcome.value
+                    self.record(
+                        stage, outcome.key, fingerprints[outcome.key], "done", rows=done.rows, seconds=outcome.seconds, detail=done.detail
+                    )
+                    if not buffer:
+                        oldest = time.monotonic()
+                    buffer.append((outcome.key, done))
+                    bar.advance(rows[outcome.key])
+                    if len(buffer) >= FLUSH_UNITS or time.monotonic() - oldest >= FLUSH_SECONDS:
+                        commit()
+            finally:
+                commit()  # also when interrupted: what is finished stays finished
+        return finished
+
+    def over(
+        self, partitions: Iterable[str], rows: Mapping[str, int], embeddings_version: int, *, stage: str
+    ) -> Callable[..., Iterable[Any]]:
+        """Return the ``over`` that :func:`topicscale.refine.refine` maps its steps with."""
+        keys = sorted(partitions)
+
+        def over(step: Callable[..., Any] | str, *arguments: Any) -> Iterable[Any]:
+            import ray
+
+            name = step if isinstance(step, str) else step.__name__
+            shared = [ray.put(value) for value in arguments]  # once, not once a partition
+            units = [
+                Unit(
+                    pid,
+                    {
+                        "step": name,
+                        "arguments": shared,
+                        "store_uri": self.store.uri,
+                        "partition_id": pid,
+                        "embeddings_version": embeddings_version,
+                    },
+                )
+                for pid in keys
+            ]
+            with self.ui.stage(f"{stage}", sum(rows[pid] for pid in keys)) as bar:
+                for outcome in self.engines.pool.run("apply", units):
+                    if outcome.error is not None:
+                        # every later number depends on every partition, so there is nothing to go on with
+                        raise JobFailed(f"{stage}: {name} failed on partition {outcome.key}: {outcome.error}")
+                    bar.advance(rows[outcome.key])
+                    yield outcome.value
+
+        return over
+
+    def whole(self, stage: str, unit_fingerprint: str, *, rows: int, seconds: float, detail: Any = None) -> None:
+        """Note a stage that is one unit as done."""
+        self.worked.add(stage)
+        self.timings[stage] = self.timings.get(stage, 0.0) + seconds
+        self.record(stage, None, unit_fingerprint, "done", rows=rows, seconds=seconds, detail=detail)
+        self.flush()
+        self.ui.log("stage", f"{stage}: done in {seconds:.1f} s", stage=stage, seconds=round(seconds, 3))
+
+    def _say(self, stage: str, units: int, of: int, rows: int, seconds: float) -> None:
+        skipped = f", {of - units:,} already done" if of > units else ""
+        plural = "s" * (units != 1)
+        text = f"{stage}: {rows:,} documents in {units:,} partition{plural}{skipped}, {seconds:.1f} s ({rows / max(seconds, 1e-9):,.0f}/s)"
+        self.ui.log("stage", text, stage=stage, rows=rows, seconds=round(seconds, 3))

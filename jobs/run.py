@@ -1,0 +1,199 @@
+"""`topicscale run`: a corpus in, merged topics in Delta tables out.
+
+Also what `spark-submit` and `ray job submit` start: ``python -m jobs.run`` takes the arguments of ``topicscale run``.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from jobs.engines import Engines
+from jobs.job import Job, Partition
+from jobs.progress import Ui
+from jobs.stages import cluster, embed, ingest, publish, refine
+from ray_actors import runtime
+from topicscale import cluster as clustering
+from topicscale import inputs, models
+from topicscale.config import Config
+from topicscale.errors import JobFailed
+from topicscale.store import Snapshot, Store, says
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended."""
+
+    store: str
+    run_id: str
+    generation: int
+    documents: int
+    topics: int
+    outliers: int
+    nothing_to_do: bool
+    failed: dict[str, dict[str, str]] = field(default_factory=dict)
+    """stage -> partition -> why."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By stage, and ``total``."""
+
+
+def validate(config: Config) -> inputs.InputPlan:
+    """Check everything that can be known before an engine is started, and return what will be read.
+
+    Raises
+    ------
+    RequestError
+        A path, column, model, package or resource is not as it must be.
+    """
+    clustering.check(config.cluster)
+    runtime.local_plan(config.ray)
+    if config.input.embedding_column is None:
+        models.check(config.embedding)
+    plan = inputs.inspect(config.input)
+    if config.partition.column is not None and plan.columns:
+        inputs.check_named(config.partition.column, {column.name: column.kind for column in plan.columns}, "partition.column")
+    return plan
+
+
+def run(config: Config, store: str, *, ui: Ui | None = None) -> Result:
+    """Run the whole job and return how it ended; what is already done is skipped.
+
+    Parameters
+    ----------
+    store : str
+        URI of a store, made if there is none.
+
+    Raises
+    ------
+    RequestError
+        The request is wrong; nothing was started.
+    StoreError
+        The store is in use, of another version, or no store.
+    JobFailed
+        Too much of the input is bad, or no partition could be finished.
+    """
+    ui = ui or Ui()
+    began = time.monotonic()
+    plan = validate(config)
+    target = Store(store, create=True)
+    run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
+    with target.lock(run_id):
+        engines = Engines(config, rows=plan.rows)
+        job = Job(target, config, run_id, ui, engines)
+        try:
+            snapshot = _stages(job, plan)
+        except KeyboardInterrupt:
+            ui.log("warning", f"Interrupted. What is finished is kept: run the same command again to go on. (store {target.uri})")
+            raise
+        finally:
+            try:
+                job.flush()
+            finally:
+                engines.close()
+    summary = snapshot.summary
+    seconds = {stage: round(value, 3) for stage, value in {**job.timings, **engines.seconds}.items()}
+    return Result(
+        target.uri,
+        run_id,
+        snapshot.generation,
+        summary["documents"],
+        summary["topics"],
+        summary["outliers"],
+        not job.worked,
+        job.failed,
+        {**seconds, "total": round(time.monotonic() - began, 3)},
+    )
+
+
+def _stages(job: Job, plan: inputs.InputPlan) -> Snapshot:
+    if not ingest.is_done(job, ingest.print_of(job, plan)):
+        # Ray starts and loads the model while Spark reads the input
+        job.engines.begin(**_warm(job.config))
+    partitions = ingest.ingest(job, plan)
+    rows = {p.partition_id: p.rows for p in partitions}
+
+    space = embed.space_of(job)
+    prints = embed.prints_of(job, partitions)
+    embedded = {pid: prints[pid] for pid in embed.embed(job, partitions)}
+    _some(job, "embed", embedded, partitions)
+
+    prints = cluster.prints_of(job, partitions, embedded)
+    clustered = {pid: prints[pid] for pid in cluster.cluster(job, partitions, embedded)}
+    _some(job, "cluster", clustered, partitions)
+    # a partition that could not be clustered has no local topics, but its documents can still be assigned
+
+    height = cluster.calibrate(job, partitions, embedded, space)
+    refined = refine.print_of(job, clustered, height)
+    topics = refine.refine(job, clustered, rows, height)
+    prints = refine.assign_prints(job, embedded, refined)
+    assigned = {pid: prints[pid] for pid in refine.assign(job, embedded, rows, topics, refined)}
+    _some(job, "assign", assigned, partitions)
+
+    published = publish.publish(
+        job, topics=topics, refined=refined, clustered=len(clustered), assigned=assigned, rows=rows, space=space, height=height
+    )
+    found = job.store.read("topics", ["topic_id", "size"]).to_pylist()
+    summary = {
+        "documents": sum(row["size"] for row in found),
+        "partitions": len(assigned),
+        "topics": sum(row["topic_id"] >= 0 for row in found),
+        "outliers": sum(row["size"] for row in found if row["topic_id"] < 0),
+        "space": space,
+        "model": job.config.embedding.model,
+        "height": height,
+        "failed": job.failed,
+    }
+    return job.store.publish(
+        configuration=job.config.to_dict(),
+        summary=summary,
+        unit_fingerprint=job.print_of("publish", published, {stage: sorted(units) for stage, units in job.failed.items()}),
+    )
+
+
+def _warm(config: Config) -> dict[str, dict[str, Any]]:
+    warm: dict[str, dict[str, Any]] = {}
+    if config.input.embedding_column is None:
+        warm["load_model"] = {"config": config.embedding}
+    return warm
+
+
+def _some(job: Job, stage: str, done: dict[str, str], partitions: list[Partition]) -> None:
+    if not done:
+        errors = "; ".join(sorted(set(job.failed.get(stage, {}).values())))
+        raise JobFailed(f"{stage}: none of {len(partitions):,} partitions could be finished: {errors}")
+
+
+def done_already(job: Job, plan: inputs.InputPlan) -> dict[str, tuple[int, int]]:
+    """Return (units done, units) of each stage as far as it can be known without running, for `--dry-run`."""
+    found: dict[str, tuple[int, int]] = {}
+    finished = ingest.is_done(job, ingest.print_of(job, plan))
+    found["ingest"] = (int(finished), 1)
+    if not finished:
+        return found
+    partitions = ingest.read_partitions(job)
+    prints = embed.prints_of(job, partitions)
+    embedded = job.store.done("embeddings", "embed", prints)
+    found["embed"] = (len(embedded), len(prints))
+    prints = cluster.prints_of(job, partitions, prints)
+    clustered = job.store.done("local_assignments", "cluster", prints) & job.store.done("local_topics", "cluster", prints)
+    found["cluster"] = (len(clustered), len(prints))
+    if len(partitions) > 1 and job.config.topics.number is None and job.config.topics.similarity is None:
+        fp = cluster.pilot_print(job, embed.prints_of(job, partitions), len(partitions))
+        found["calibrate"] = (int(says(job.store.unit_version("pilots", "calibrate"), fp)), 1)
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run ``topicscale run`` with the given arguments."""
+    import sys
+
+    from jobs import cli
+
+    return cli.main(["run", *(sys.argv[1:] if arguments is None else arguments)])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

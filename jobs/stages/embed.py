@@ -1,0 +1,98 @@
+"""Stage 2: documents -> embeddings (Ray)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+
+from jobs.job import Job, Partition
+from topicscale.config import fingerprint
+from topicscale.models import embedding_space
+
+
+def space_of(job: Job) -> str:
+    """Return the id of the space that this configuration's vectors live in."""
+    if job.config.input.embedding_column is not None:
+        return fingerprint("precomputed", job.config.input.embedding_column, job.config.embedding.model)
+    return embedding_space(job.config.embedding)
+
+
+def _numeric(job: Job) -> dict[str, str]:
+    return {"backend": job.config.embedding.backend, "dtype": job.config.embedding.dtype}
+
+
+def alike(job: Job) -> str:
+    """Return the id of vectors that may stand for each other: of one space, and computed in one way.
+
+    Other stores' vectors of the same space may be compared with these, but a job that asks for float32 must not be
+    given the bfloat16 vectors of the run before.
+    """
+    return fingerprint(space_of(job), _numeric(job))
+
+
+def prints_of(job: Job, partitions: list[Partition]) -> dict[str, str]:
+    """Return each partition's fingerprint."""
+    space = space_of(job)
+    return {p.partition_id: job.print_of("embed", p.digest, space, _numeric(job)) for p in partitions}
+
+
+def embed(job: Job, partitions: list[Partition]) -> list[str]:
+    """Return the partitions that have their vectors, after embedding what is missing."""
+    space = alike(job)
+    fingerprints = prints_of(job, partitions)
+    precomputed = job.config.input.embedding_column is not None
+    scratch = job.store.path / "_work" / "reuse"
+
+    def prepare(pending: list[str]) -> Callable[[str], dict[str, Any]]:
+        documents_version = job.store.table("documents").version()
+        embeddings = job.store.table("embeddings")
+        held = {row["partition_id"] for row in embeddings.partitions()}
+        reuse = None
+        # vectors of the same texts in other partitions: only when partitions were made that never had any
+        if not precomputed and held and not set(pending) <= held and _holds(job, space):
+            from spark import reuse as shell
+
+            shutil.rmtree(scratch, ignore_errors=True)
+            moved = shell.vectors_to_reuse(
+                job.engines.spark,
+                store_uri=job.store.uri,
+                documents_version=documents_version,
+                embeddings_version=embeddings.version(),
+                space=space,
+                target=str(scratch),
+            )
+            job.ui.log("stage", f"embed: {moved:,} vectors of other partitions can be reused")
+            reuse = str(scratch)
+        version = embeddings.version() if held else None
+
+        def arguments(partition_id: str) -> dict[str, Any]:
+            return {
+                "config": job.config.embedding,
+                "store_uri": job.store.uri,
+                "partition_id": partition_id,
+                "documents_version": documents_version,
+                "embeddings_version": version if partition_id in held else None,
+                "space": space,
+                "reuse": reuse,
+                "precomputed": precomputed,
+            }
+
+        return arguments
+
+    rows = {p.partition_id: p.rows for p in partitions}
+    done = job.run_units("embed", "embed", tables=["embeddings"], fingerprints=fingerprints, rows=rows, prepare=prepare)
+    shutil.rmtree(Path(scratch), ignore_errors=True)
+    return done
+
+
+def _holds(job: Job, space: str) -> bool:
+    for batch in (
+        job.store.table("embeddings").to_pyarrow_dataset().scanner(columns=["space"], filter=pc.field("space") == space).to_batches()
+    ):
+        if batch.num_rows:
+            return True
+    return False

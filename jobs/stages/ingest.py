@@ -1,0 +1,79 @@
+"""Stage 1: input -> documents, quarantine, partitions (Spark)."""
+
+from __future__ import annotations
+
+import time
+
+from jobs.job import Job, Partition
+from topicscale.errors import JobFailed
+from topicscale.inputs import InputPlan
+from topicscale.store import next_version, says, unit_id
+
+TABLES = ("documents", "quarantine", "partitions")
+
+
+def print_of(job: Job, plan: InputPlan) -> str:
+    """Return the fingerprint of what ingest would write."""
+    reads = {**job.config.to_dict()["input"], "paths": None, "max_quarantine": None}
+    return job.print_of("ingest", plan.fingerprint, reads, job.config.partition)
+
+
+def is_done(job: Job, unit_fingerprint: str) -> bool:
+    """Return whether the tables hold the rows of this fingerprint."""
+    return all(says(job.store.unit_version(table, "ingest"), unit_fingerprint) for table in TABLES)
+
+
+def ingest(job: Job, plan: InputPlan) -> list[Partition]:
+    """Return the partitions of the corpus, after reading the input unless that was done.
+
+    Raises
+    ------
+    JobFailed
+        More rows are bad than ``input.max_quarantine`` allows, or none is left.
+    """
+    fp = print_of(job, plan)
+    if not is_done(job, fp):
+        from spark import ingest as shell
+
+        began = time.monotonic()
+        transactions = {table: (unit_id("ingest"), next_version(job.store.unit_version(table, "ingest"), fp)) for table in TABLES}
+        with job.ui.stage("ingest"):
+            result = shell.ingest(job.engines.spark, job.config, store_uri=job.store.uri, plan=plan, txn=transactions)
+        seconds = time.monotonic() - began
+        quarantined = sum(result.quarantined.values())
+        detail = {"input_rows": result.input_rows, "quarantined": result.quarantined, "renamed": result.renamed, "changed": result.changed}
+        job.whole("ingest", fp, rows=result.documents, seconds=seconds, detail=detail)
+        for old, new in result.renamed.items():
+            job.ui.log("warning", f"ingest: column {old!r} is stored as {new!r}", column=old)
+        for name, what in result.changed.items():
+            job.ui.log("warning" if "left out" not in what else "stage", f"ingest: column {name!r}: {what}", column=name)
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(result.quarantined.items()))
+        job.ui.log(
+            "stage",
+            f"ingest: {result.input_rows:,} rows, {result.documents:,} documents in {len(result.partitions):,} partitions, "
+            f"{quarantined:,} in quarantine{f' ({reasons})' if reasons else ''}",
+        )
+    partitions = read_partitions(job)
+    _check_share(job, sum(p.rows for p in partitions))
+    return partitions
+
+
+def read_partitions(job: Job) -> list[Partition]:
+    """Return the partitions that the store holds."""
+    rows = job.store.read("partitions", ["partition_id", "value", "rows", "digest"]).sort_by("partition_id").to_pylist()
+    return [Partition(**row) for row in rows]
+
+
+def _check_share(job: Job, documents: int) -> None:
+    # from the tables, not from this run, so that a rerun of a refused input is refused again
+    bad = job.store.table("quarantine").to_pyarrow_dataset().count_rows()
+    if documents == 0:
+        raise JobFailed(
+            f"The input holds no usable document: all {bad:,} rows are in quarantine. See: topicscale status --store {job.store.uri}"
+        )
+    share = bad / (bad + documents)
+    if share > job.config.input.max_quarantine:
+        raise JobFailed(
+            f"{bad:,} of {bad + documents:,} rows ({share:.1%}) are in quarantine, more than input.max_quarantine allows "
+            f"({job.config.input.max_quarantine:.0%}). See why with: topicscale status --store {job.store.uri}"
+        )

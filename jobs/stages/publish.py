@@ -1,0 +1,286 @@
+"""Stages 6 and 7: term counts (Spark) beside statistics and the map (Ray); then topics, lineage, and a generation."""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from jobs.job import Job
+from jobs.stages.cluster import sample
+from jobs.stages.refine import Topics, merge, read_local
+from ray_actors.parts import to_list_array
+from ray_actors.pool import Unit
+from topicscale.cluster import unit
+from topicscale.config import fingerprint
+from topicscale.errors import JobFailed
+from topicscale.merge import leaf_key, topic_key
+from topicscale.refine import Sums, assign
+from topicscale.store import next_version, says, unit_id
+from topicscale.tables import OUTLIER, TABLES
+from topicscale.terms import name, term_maps, top_terms
+
+SHOWN_CHARS = 500
+"""Characters of a representative document that ``topics`` keeps."""
+Nearest = tuple[float, str, str, str]
+"""A topic's candidate document: (-probability, doc_id, text_hash, partition_id)."""
+_TABLES = ("topics", "topic_lineage", "topic_labels", "site_topics")
+
+
+def terms_print(job: Job, refined: str, assigned: Mapping[str, str]) -> str:
+    """Return the fingerprint of the term counts."""
+    counted = {key: value for key, value in job.config.to_dict()["terms"].items() if key != "top_n_words"}  # that one only shows
+    return job.print_of("terms", refined, sorted(assigned.items()), counted)
+
+
+def map_print(job: Job, refined: str, assigned: Mapping[str, str]) -> str:
+    """Return the fingerprint of the map."""
+    return job.print_of("map", refined, sorted(assigned.items()), job.config.represent.map_documents, job.config.cluster.seed)
+
+
+def publish_print(job: Job, terms: str, placed: str, space: str) -> str:
+    """Return the fingerprint of the tables that describe topics."""
+    return job.print_of("publish", terms, placed, space, job.config.represent.representative_documents, job.config.terms.top_n_words)
+
+
+def publish(
+    job: Job,
+    *,
+    topics: Topics,
+    refined: str,
+    clustered: int,
+    assigned: Mapping[str, str],
+    rows: Mapping[str, int],
+    space: str,
+    height: float | None,
+) -> str:
+    """Write all that describes the topics and return its fingerprint.
+
+    Parameters
+    ----------
+    clustered : int
+        Partitions whose local topics were merged. Fewer or more may have been assigned, where units failed.
+    """
+    terms, placed = terms_print(job, refined, assigned), map_print(job, refined, assigned)
+    fp = publish_print(job, terms, placed, space)
+    done = all(says(job.store.unit_version(table, "publish"), fp) for table in _TABLES)
+
+    def on_ray() -> tuple[Sums, list[list[Nearest]]] | None:
+        _place(job, placed, topics, sorted(assigned), rows)
+        return None if done else _summarise(job, len(topics.keys), sorted(assigned), rows)
+
+    if not says(job.store.unit_version("topic_terms", "terms"), terms):
+        # before the thread: starting the JVM forks, and OpenBLAS, which empties its thread pool at a fork, hangs for ever
+        # in a product that another thread has under way
+        job.engines.spark  # noqa: B018
+    # neither needs the other, and each leaves processors idle while it waits
+    beside = _Thread(on_ray)
+    beside.start()
+    try:
+        _count_terms(job, terms)
+    finally:
+        beside.join()
+    summary = beside.result()
+    if summary is None:
+        return fp
+    sums, nearest = summary
+    began = time.monotonic()
+    texts = _texts(job, nearest)
+    keywords = top_terms(job.store.read_batches("topic_terms", ["topic_id", "term", "weight"]), job.config.terms.top_n_words)
+    _write_topics(job, fp, topics, sums, keywords, nearest, texts)
+    _write_lineage(job, fp, topics, partitions=clustered, height=height)
+    _write_sites(job, fp, topics, sums, space)
+    job.whole("publish", fp, rows=len(topics.keys), seconds=time.monotonic() - began)
+    return fp
+
+
+def _count_terms(job: Job, fp: str) -> None:
+    if says(job.store.unit_version("topic_terms", "terms"), fp):
+        return
+    from spark import terms as shell
+
+    began = time.monotonic()
+    versions = {table: job.store.table(table).version() for table in ("documents", "assignments")}
+    transaction = {"topic_terms": (unit_id("terms"), next_version(job.store.unit_version("topic_terms", "terms"), fp))}
+    counted = shell.count_terms(job.engines.spark, job.config.terms, store_uri=job.store.uri, versions=versions, txn=transaction)
+    job.whole("terms", fp, rows=counted.rows, seconds=time.monotonic() - began)
+
+
+def _place(job: Job, fp: str, topics: Topics, partitions: list[str], rows: Mapping[str, int]) -> None:
+    if says(job.store.unit_version("document_map", "map"), fp):
+        return
+    began = time.monotonic()
+    size = job.config.represent.map_documents
+    table = TABLES["document_map"].schema.empty_table()
+    if size:
+        shown = sample(job, partitions, sum(rows[pid] for pid in partitions), size)
+        labels, _ = assign(shown.vectors, topics.vectors, topics.cutoffs)
+        points = job.engines.pool.call("layout", vectors=shown.vectors, labels=labels, seed=job.config.cluster.seed)
+        table = pa.table({"doc_id": shown.doc_ids, "partition_id": shown.partition_ids, "x": points[:, 0], "y": points[:, 1]})
+    job.store.replace("document_map", table, stage="map", unit_fingerprint=fp)
+    job.whole("map", fp, rows=table.num_rows, seconds=time.monotonic() - began)
+
+
+def _summarise(job: Job, number: int, partitions: list[str], rows: Mapping[str, int]) -> tuple[Sums, list[list[Nearest]]]:
+    """Return the whole corpus's statistics by topic (outliers first) and each topic's nearest documents with their partition."""
+    versions = {
+        "embeddings_version": job.store.table("embeddings").version(),
+        "assignments_version": job.store.table("assignments").version(),
+    }
+    wanted = job.config.represent.representative_documents
+    units = [
+        Unit(pid, {"number": number, "representatives": wanted, "store_uri": job.store.uri, "partition_id": pid, **versions})
+        for pid in partitions
+    ]
+    total: Sums | None = None
+    nearest: list[list[Nearest]] = [[] for _ in range(number)]
+    with job.ui.stage("summarise", sum(rows[pid] for pid in partitions)) as bar:
+        for outcome in job.engines.pool.run("summarise", units):
+            if outcome.error is not None:
+                raise JobFailed(f"summarise: partition {outcome.key}: {outcome.error}")
+            sums, found = outcome.value
+            total = sums if total is None else total + sums
+            for topic, candidates in enumerate(found):
+                # distinct texts over partitions too; ties by id, so that the order partitions finish in changes nothing
+                merged = nearest[topic] + [(-probability, doc_id, text, outcome.key) for probability, doc_id, text in candidates]
+                distinct: dict[str, Nearest] = {}
+                for candidate in sorted(merged):
+                    distinct.setdefault(candidate[2], candidate)
+                nearest[topic] = heapq.nsmallest(wanted, distinct.values())
+            bar.advance(rows[outcome.key])
+    assert total is not None
+    return total, nearest
+
+
+def _texts(job: Job, nearest: list[list[Nearest]]) -> dict[str, str]:
+    by_partition: dict[str, list[str]] = {}
+    for candidates in nearest:
+        for _, doc_id, _, partition_id in candidates:
+            by_partition.setdefault(partition_id, []).append(doc_id)
+    version = job.store.table("documents").version()
+    units = [
+        Unit(pid, {"store_uri": job.store.uri, "partition_id": pid, "documents_version": version, "doc_ids": ids, "columns": ["text"]})
+        for pid, ids in sorted(by_partition.items())
+    ]
+    texts: dict[str, str] = {}
+    for outcome in job.engines.pool.run("texts", units):
+        if outcome.error is not None:
+            raise JobFailed(f"texts: partition {outcome.key}: {outcome.error}")
+        texts |= {doc_id: row["text"][:SHOWN_CHARS] for doc_id, row in outcome.value.items()}
+    return texts
+
+
+def _write_topics(
+    job: Job,
+    fp: str,
+    topics: Topics,
+    sums: Sums,
+    keywords: Mapping[int, list[tuple[str, float]]],
+    nearest: list[list[Nearest]],
+    texts: Mapping[str, str],
+) -> None:
+    outlier_centre = unit(sums.vector_sums[:1])
+    dimensions = sums.vector_sums.shape[1]
+    described: list[dict[str, Any]] = []
+    labels: list[dict[str, Any]] = []
+    for topic in range(OUTLIER, len(topics.keys)):
+        if topic == OUTLIER and sums.counts[0] == 0:
+            continue
+        words = [term for term, _ in keywords.get(topic, [])]
+        outlier = topic == OUTLIER
+        described.append(
+            {
+                "topic_id": topic,
+                "topic_key": "" if outlier else topics.keys[topic],
+                "size": int(sums.counts[topic + 1]),
+                # the outliers' centre is told for the curious; nothing is assigned to it
+                "reference_vector": (outlier_centre[0] if outlier else topics.vectors[topic]).astype(np.float32).tolist()
+                if dimensions
+                else [],
+                "cutoff": None if outlier else float(topics.cutoffs[topic]),
+                "parent_id": None,
+                "label": name(topic, words),
+                "keywords": words,
+                "representative_docs": [] if outlier else [texts[doc_id] for _, doc_id, _, _ in nearest[topic] if doc_id in texts],
+            }
+        )
+        labels.append({"topic_id": topic, "aspect": "ctfidf", "label": name(topic, words), "terms": words, "status": "ok", "detail": ""})
+    job.store.replace("topics", pa.Table.from_pylist(described, schema=TABLES["topics"].schema), stage="publish", unit_fingerprint=fp)
+    job.store.replace(
+        "topic_labels", pa.Table.from_pylist(labels, schema=TABLES["topic_labels"].schema), stage="publish", unit_fingerprint=fp
+    )
+
+
+def _write_lineage(job: Job, fp: str, topics: Topics, *, partitions: int, height: float | None) -> None:
+    local = read_local(job)
+    merged = merge(job, local, partitions=partitions, height=height)
+    final = np.full(merged.number + 1, OUTLIER, np.int32)  # merged topics that dissolved have no topic of their own
+    final[topics.merged] = np.arange(len(topics.keys), dtype=np.int32)
+    group = merged.labels[local.leaf]
+    lineage = pa.table(
+        {
+            "site": pa.array([""] * len(local.topics), pa.string()),
+            "partition_id": pa.array(local.partition_ids, pa.string()),
+            "local_topic": pa.array(local.topics, pa.int32()),
+            "topic_key": pa.array([local.leaves.keys[i] for i in local.leaf], pa.string()),
+            "size": pa.array(local.sizes, pa.int64()),
+            "topic_id": pa.array(final[group], pa.int32()),
+            "similarity": pa.array(merged.similarities[local.leaf], pa.float32()),
+        }
+    )
+    job.store.replace("topic_lineage", lineage, stage="publish", unit_fingerprint=fp)
+
+
+def _write_sites(job: Job, fp: str, topics: Topics, sums: Sums, space: str) -> None:
+    """Write the leaves that merging stores reads: exact sums of what was assigned, outliers included, no text."""
+    vocabulary = fingerprint(_vocabulary(job))
+    present = [t for t in range(OUTLIER, len(topics.keys)) if sums.counts[t + 1] > 0]
+    keys = [leaf_key(int(sums.counts[t + 1]), sums.vector_sums[t + 1]) for t in present]
+    counts, documents = term_maps(job.store.read_batches("topic_terms", ["topic_id", "term", "count", "documents"]), present)
+    vectors = sums.vector_sums[[t + 1 for t in present]] if present else np.zeros((0, 0))
+    table = pa.table(
+        {
+            "site": pa.array([""] * len(present), pa.string()),
+            "topic_key": pa.array(
+                ["outliers" if t == OUTLIER else topic_key([key]) for t, key in zip(present, keys, strict=True)], pa.string()
+            ),
+            "size": pa.array([int(sums.counts[t + 1]) for t in present], pa.int64()),
+            "vector_sum": to_list_array(vectors),
+            "term_counts": counts,
+            "term_documents": documents,
+            "embedding_space": pa.array([space] * len(present), pa.string()),
+            "vocabulary": pa.array([vocabulary] * len(present), pa.string()),
+        }
+    )
+    job.store.replace("site_topics", table, stage="publish", unit_fingerprint=fp)
+
+
+def _vocabulary(job: Job) -> dict[str, Any]:
+    terms = job.config.to_dict()["terms"]
+    return {key: terms[key] for key in ("ngram_range", "stop_words", "min_df", "lowercase")}
+
+
+class _Thread(threading.Thread):
+    """A thread whose value, or error, is had where it is asked for."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        super().__init__(daemon=True)
+        self._work = work
+        self._value: Any = None
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._value = self._work()
+        except BaseException as error:
+            self._error = error
+
+    def result(self) -> Any:
+        if self._error is not None:
+            raise self._error
+        return self._value

@@ -1,0 +1,163 @@
+"""Stages 4 and 5: local_topics -> merged topics -> frozen references -> assignments (driver and Ray)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from jobs.job import Job
+from topicscale import merge as merging
+from topicscale import refine as steps
+
+
+@dataclass(frozen=True)
+class Local:
+    """The local topics of all partitions, in (partition, topic) order."""
+
+    partition_ids: list[str]
+    topics: list[int]
+    sizes: npt.NDArray[np.int64]
+    vector_sums: npt.NDArray[np.float64]
+    leaf: npt.NDArray[np.int64]
+    """(rows,): the leaf that each local topic is."""
+    leaves: merging.Leaves
+
+
+@dataclass(frozen=True)
+class Topics:
+    """The finished topics: all that assignment needs, largest first."""
+
+    keys: list[str]
+    vectors: npt.NDArray[np.float32]
+    cutoffs: npt.NDArray[np.float32]
+    sizes: npt.NDArray[np.int64]
+    merged: npt.NDArray[np.int64]
+    """(k,): the merged topic each comes from."""
+
+
+def read_local(job: Job) -> Local:
+    """Return the store's local topics."""
+    rows = job.store.read("local_topics", ["partition_id", "local_topic", "size", "vector_sum"])
+    rows = rows.sort_by([("partition_id", "ascending"), ("local_topic", "ascending")])
+    sizes = rows["size"].to_numpy()
+    sums = _matrix(rows["vector_sum"])
+    leaves, leaf = merging.Leaves.of(sizes, sums)
+    return Local(rows["partition_id"].to_pylist(), rows["local_topic"].to_pylist(), sizes, sums, leaf, leaves)
+
+
+def merge(job: Job, local: Local, *, partitions: int, height: float | None) -> merging.Merged:
+    """Return the merged topics."""
+    topics = job.config.topics
+    if topics.number is not None:
+        return merging.merge(local.leaves, number=topics.number)
+    if topics.similarity is not None:
+        return merging.merge(local.leaves, similarity=topics.similarity)
+    if partitions == 1 or height is None:
+        return merging.collect(local.leaves, np.arange(len(local.leaves), dtype=np.int64))  # an ordinary single fit
+    return merging.merge(local.leaves, height=height)
+
+
+def print_of(job: Job, clustered: Mapping[str, str], height: float | None) -> str:
+    """Return the fingerprint of the refined topics."""
+    return job.print_of("refine", sorted(clustered.items()), height, job.config.topics)
+
+
+def refine(job: Job, clustered: Mapping[str, str], rows: Mapping[str, int], height: float | None) -> Topics:
+    """Return the frozen topics.
+
+    They are kept in the store's work folder: a run that is killed while it assigns goes on from there. Without the
+    file they are computed again, to the same numbers.
+    """
+    fp = print_of(job, clustered, height)
+    path = job.store.path / "_work" / f"refine-{fp}.npz"
+    if path.exists():
+        return _load(path)
+    began = time.monotonic()
+    local = read_local(job)
+    merged = merge(job, local, partitions=len(clustered), height=height)
+    over = job.over(clustered, rows, job.store.table("embeddings").version(), stage="refine")
+    total = sum(rows[pid] for pid in clustered)
+    found = steps.refine(
+        over, merged.centroids, min_size=job.config.topics.min_size, rounds=job.config.topics.rounds, outliers=job.config.topics.outliers
+    )
+    counts = (
+        sum(over("count", found.vectors, found.cutoffs), np.zeros(len(found.kept), np.int64)) if len(found.kept) else np.zeros(0, np.int64)
+    )
+    keys = [merged.keys[int(topic)] for topic in found.kept]
+    order = sorted(range(len(keys)), key=lambda i: (-int(counts[i]), keys[i]))
+    result = Topics([keys[i] for i in order], found.vectors[order], found.cutoffs[order], counts[order], found.kept[order])
+    _save(path, result)
+    job.whole(
+        "refine",
+        fp,
+        rows=total,
+        seconds=time.monotonic() - began,
+        detail={"local": len(local.topics), "merged": merged.number, "topics": len(keys)},
+    )
+    return result
+
+
+def assign(job: Job, embedded: Mapping[str, str], rows: Mapping[str, int], topics: Topics, refined: str) -> list[str]:
+    """Return the partitions that have their assignments, after writing what is missing."""
+    fingerprints = assign_prints(job, embedded, refined)
+
+    def prepare(pending: list[str]) -> Callable[[str], dict[str, Any]]:
+        import ray
+
+        references, cutoffs = ray.put(topics.vectors), ray.put(topics.cutoffs)
+        version = job.store.table("embeddings").version()
+
+        def arguments(partition_id: str) -> dict[str, Any]:
+            return {
+                "references": references,
+                "cutoffs": cutoffs,
+                "store_uri": job.store.uri,
+                "partition_id": partition_id,
+                "embeddings_version": version,
+            }
+
+        return arguments
+
+    return job.run_units("assign", "assign", tables=["assignments"], fingerprints=fingerprints, rows=rows, prepare=prepare)
+
+
+def assign_prints(job: Job, embedded: Mapping[str, str], refined: str) -> dict[str, str]:
+    """Return each partition's fingerprint."""
+    return {pid: job.print_of("assign", fp, refined) for pid, fp in embedded.items()}
+
+
+def _save(path: Path, topics: Topics) -> None:
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        np.savez(
+            file,
+            keys=np.array(topics.keys, dtype="U32"),
+            vectors=topics.vectors,
+            cutoffs=topics.cutoffs,
+            sizes=topics.sizes,
+            merged=topics.merged,
+        )
+    for old in path.parent.glob("refine-*.npz"):
+        old.unlink()
+    temporary.replace(path)
+
+
+def _load(path: Path) -> Topics:
+    with np.load(path, allow_pickle=False) as data:
+        return Topics(data["keys"].tolist(), data["vectors"], data["cutoffs"], data["sizes"], data["merged"])
+
+
+def _matrix(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
+    if len(column) == 0:
+        return np.zeros((0, 0))
+    array = pa.concat_arrays(column.chunks)
+    values: npt.NDArray[np.float64] = array.flatten().to_numpy().reshape(len(array), -1)
+    return values

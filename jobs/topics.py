@@ -1,0 +1,38 @@
+"""`topicscale topics`: the topics of a store as a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from topicscale.errors import RequestError
+from topicscale.store import Store
+
+
+def topics(store: str, *, top: int | None = None) -> list[dict[str, Any]]:
+    """Return topics by id, outliers first, with size, share, label and keywords.
+
+    Parameters
+    ----------
+    top : int, optional
+        The ``top`` largest only, without the outliers.
+    """
+    if top is not None and top < 1:
+        raise RequestError(f"--top must be at least 1. Got {top} instead.")
+    source = Store(store)
+    source.pin()
+    rows = source.read("topics", ["topic_id", "size", "label", "keywords", "representative_docs"]).sort_by("topic_id").to_pylist()
+    total = sum(row["size"] for row in rows)
+    for row in rows:
+        row["share"] = round(row["size"] / max(total, 1), 6)
+    return rows if top is None else [row for row in rows if row["topic_id"] >= 0][:top]
+
+
+def describe(rows: list[dict[str, Any]]) -> str:
+    """Return the topics as text for a terminal."""
+    if not rows:
+        return "No topics."
+    lines = [f"{'topic':>6}  {'documents':>9}  {'share':>6}  keywords"]
+    for row in rows:
+        words = ", ".join(row["keywords"]) or "-"
+        lines.append(f"{row['topic_id']:>6}  {row['size']:>9,}  {row['share']:>6.1%}  {words}")
+    return "\n".join(lines)
