@@ -1,0 +1,105 @@
+"""The command line as a user types it, as far as it goes without an engine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from topicscale.store import Store
+
+ROOT = Path(__file__).parents[2]
+
+
+def topicscale(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "jobs.cli", *arguments], capture_output=True, text=True, cwd=ROOT, timeout=120)
+
+
+@pytest.fixture
+def tickets(tmp_path) -> Path:
+    path = tmp_path / "tickets.csv"
+    path.write_text("id,text,desk\n1,printer on fire,a\n2,cannot log in,b\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        (["--text-column", "txt"], "text"),
+        (["--set", "topics.min_siz=3"], "topics.min_size"),
+        (["--set", "cluster.algorithm=evok"], "evoc"),
+        (["--set", "embedding.model=./no/such/model"], "no/such/model"),
+        (["--set", "embedding.dtype=int8"], "onnx"),
+        (["--set", "ray.actors=500"], "500"),
+        (["--topics", "some"], "--topics"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--partition-column", "site"], "site"),
+        (["--id-column", "key"], "key"),
+        (["--keep", "desk,nope"], "nope"),
+        (["--set", "cluster.algorithm=cuml_hdbscan"], "topicscale[gpu]"),
+    ],
+)
+def test_bad_requests_exit_with_2_and_start_nothing(options, hint, tickets, tmp_path) -> None:
+    done = topicscale("run", "--input", str(tickets), "--store", str(tmp_path / "store"), *options)
+    assert done.returncode == 2
+    assert hint in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "store").exists()
+
+
+def test_input_that_is_not_there_or_empty(tmp_path) -> None:
+    done = topicscale("run", "--input", str(tmp_path / "none-*.csv"), "--store", str(tmp_path / "store"))
+    assert (done.returncode, "none-*.csv" in done.stderr) == (2, True)
+    (tmp_path / "empty.csv").write_text("")
+    done = topicscale("run", "--input", str(tmp_path / "empty.csv"), "--store", str(tmp_path / "store"))
+    assert (done.returncode, "empty" in done.stderr) == (2, True)
+
+
+def test_dry_run_prints_the_plan(tickets, tmp_path) -> None:
+    done = topicscale("run", "--input", str(tickets), "--store", str(tmp_path / "store"), "--dry-run")
+    assert done.returncode == 0
+    assert "Nothing was started" in done.stdout
+    assert not (tmp_path / "store").exists()
+    plan = json.loads(topicscale("run", "--input", str(tickets), "--store", str(tmp_path / "store"), "--dry-run", "--json").stdout)
+    assert plan["input"]["format"] == "csv"
+    assert plan["partitions"] == 1
+
+
+@pytest.mark.parametrize("command", [["status"], ["topics"], ["report", "--output", "r.html"], ["evaluate"]])
+def test_commands_without_a_store_say_so(command, tmp_path) -> None:
+    done = topicscale(command[0], "--store", str(tmp_path / "nowhere"), *command[1:])
+    assert done.returncode == 2
+    assert "no topicscale store" in done.stderr
+
+
+@pytest.mark.parametrize("command", [["topics"], ["evaluate"]])
+def test_commands_on_a_store_without_a_run_say_so(command, tmp_path) -> None:
+    Store(tmp_path / "store", create=True)
+    done = topicscale(*command, "--store", str(tmp_path / "store"))
+    assert done.returncode == 2
+    assert "no finished run" in done.stderr
+
+
+def test_status_of_a_store_without_a_run(tmp_path) -> None:
+    Store(tmp_path / "store", create=True)
+    done = topicscale("status", "--store", str(tmp_path / "store"))
+    assert done.returncode == 0
+    assert "no run has finished" in done.stdout
+
+
+def test_help_names_every_command_and_the_exit_codes() -> None:
+    done = topicscale("--help")
+    assert done.returncode == 0
+    for word in ("run", "status", "topics", "report", "evaluate", "Exit codes"):
+        assert word in done.stdout
+    assert "examples:" in topicscale("run", "--help").stdout
+
+
+def test_errors_as_json(tickets, tmp_path) -> None:
+    done = topicscale("run", "--input", str(tickets), "--store", str(tmp_path / "store"), "--text-column", "txt", "--json")
+    error = json.loads(done.stderr.splitlines()[-1])
+    assert (error["kind"], error["exit_code"]) == ("InputError", 2)

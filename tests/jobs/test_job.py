@@ -1,0 +1,95 @@
+"""The state of a run and how its errors reach the user, without an engine."""
+
+from __future__ import annotations
+
+import threading
+
+import pyarrow as pa
+import pytest
+
+from jobs import cli
+from jobs.engines import Engines
+from jobs.job import Job, Partition
+from jobs.progress import Ui
+from jobs.stages import cluster, embed, publish
+from topicscale.config import Config, load
+from topicscale.store import Store
+
+
+def job_of(path, *overrides: str) -> Job:
+    config = load(overrides=list(overrides)) if overrides else Config()
+    return Job(Store(path / "store", create=True), config, "run", Ui("quiet"), Engines(config))
+
+
+def test_stages_that_end_at_once_lose_no_line_of_the_log(tmp_path) -> None:
+    job = job_of(tmp_path)
+
+    def end(stage: str) -> None:
+        for number in range(5):
+            job.whole(stage, f"{number:032d}", rows=number, seconds=0.0)
+
+    threads = [threading.Thread(target=end, args=(stage,)) for stage in ("terms", "map")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    logged = sorted((row["stage"], row["rows"]) for row in job.store.read("runs").to_pylist())
+    assert logged == sorted((stage, number) for stage in ("terms", "map") for number in range(5))
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("terms.top_n_words=5", {"publish"}),
+        ("terms.min_df=2", {"terms", "publish"}),
+        ("represent.representative_documents=5", {"publish"}),
+        ("represent.map_documents=0", {"map", "publish"}),
+        ("topics.rounds=2", {"calibrate"}),
+        ("embedding.batch_tokens=512", set()),
+        ("ray.actors=1", set()),
+    ],
+)
+def test_a_change_redoes_only_what_depends_on_it(tmp_path, override: str, changed: set[str]) -> None:
+    def prints(job: Job) -> dict[str, object]:
+        partitions = [Partition(f"p{i}", None, 500, f"{i:032d}") for i in range(2)]
+        embedded = {p.partition_id: p.digest for p in partitions}
+        terms, placed = publish.terms_print(job, "refined", embedded), publish.map_print(job, "refined", embedded)
+        return {
+            "embed": embed.prints_of(job, partitions),
+            "cluster": cluster.prints_of(job, partitions, embedded),
+            "calibrate": cluster.pilot_print(job, embedded, 2),
+            "terms": terms,
+            "map": placed,
+            "publish": publish.publish_print(job, terms, placed, "space"),
+        }
+
+    before, after = prints(job_of(tmp_path / "a")), prints(job_of(tmp_path / "b", override))
+    assert {stage for stage in before if before[stage] != after[stage]} == changed
+
+
+def test_vectors_of_another_precision_are_not_taken_over(tmp_path) -> None:
+    assert embed.alike(job_of(tmp_path / "a")) != embed.alike(job_of(tmp_path / "b", "embedding.dtype=float32"))
+    assert embed.space_of(job_of(tmp_path / "a")) == embed.space_of(job_of(tmp_path / "b", "embedding.dtype=float32"))
+
+
+@pytest.mark.parametrize(
+    "error", [BrokenPipeError(32, "Broken pipe"), pa.ArrowInvalid("Parquet magic bytes not found"), OSError(28, "No space")]
+)
+def test_a_failed_engine_is_an_error_of_one_line(tmp_path, monkeypatch, capsys, error) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("jobs.run.run", fail)
+    assert cli.main(["run", "--input", "x.csv", "--store", str(tmp_path)]) == cli.FAILED
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert "run the same command again" in said
+
+
+def test_a_bug_keeps_its_traceback(tmp_path, monkeypatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("jobs.run.run", fail)
+    with pytest.raises(KeyError):
+        cli.main(["run", "--input", "x.csv", "--store", str(tmp_path)])

@@ -1,0 +1,266 @@
+"""Every input format, every fault, and the promise that counts add up."""
+
+import gzip
+import json
+import random
+import subprocess
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable, write_deltalake
+
+from spark.ingest import ingest
+from topicscale.config import Config
+from topicscale.errors import InputError
+from topicscale.tables import QUARANTINE_REASONS
+
+TEXTS = ["red apples, and pears", 'a "quoted" word', "zweite Äpfel", "今天天气很好", "line one\nline two"]
+
+
+def _run(spark, folder, path, **options):
+    sections: dict = {"input": {"paths": [str(path)]}}
+    for key, value in options.items():
+        section, _, name = key.partition("__")
+        sections.setdefault(section, {})[name] = value
+    store = str(folder / "store")
+    result = ingest(spark, Config.from_dict(sections), store_uri=store)
+    assert result.input_rows == result.documents + sum(result.quarantined.values())
+    assert set(result.quarantined) <= set(QUARANTINE_REASONS)
+    documents = DeltaTable(f"{store}/documents").to_pyarrow_table().to_pylist()
+    quarantine = DeltaTable(f"{store}/quarantine").to_pyarrow_table().to_pylist()
+    assert len(documents) == result.documents == sum(p.rows for p in result.partitions)
+    assert len(quarantine) == sum(result.quarantined.values())
+    return result, documents, quarantine
+
+
+def _csv(rows, sep=","):
+    return "".join(sep.join('"' + cell.replace('"', '""') + '"' for cell in row) + "\n" for row in rows)
+
+
+def _write(folder, kind):
+    rows = [{"n": i, "text": text} for i, text in enumerate(TEXTS)]
+    path = folder / f"docs.{kind}"
+    plain = kind.split(".")[0]
+    if plain == "csv":
+        content = _csv([["n", "text"], *([str(r["n"]), r["text"]] for r in rows)]).encode()
+    elif plain == "tsv":
+        content = ("n\ttext\n" + "".join(f"{r['n']}\t{r['text']}\n" for r in rows if "\n" not in r["text"])).encode()
+    elif plain == "jsonl":
+        content = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows).encode()
+    elif plain == "txt":
+        content = "".join(r["text"] + "\n" for r in rows if "\n" not in r["text"]).encode()
+    elif plain == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+        return path
+    else:
+        write_deltalake(folder / "table", pa.Table.from_pylist(rows))
+        return folder / "table"
+    if kind.endswith(".gz"):
+        content = gzip.compress(content)
+    path.write_bytes(content)
+    if kind.endswith(".zst"):
+        path.write_bytes(subprocess.run(["zstd", "-q", "-c"], input=content, capture_output=True, check=True).stdout)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "csv.gz", "csv.zst", "tsv", "jsonl", "jsonl.gz", "jsonl.zst", "txt", "txt.gz", "parquet", "delta"])
+def test_a_format_gives_its_texts(spark, tmp_path, kind):
+    if kind.endswith(".zst") and subprocess.run(["which", "zstd"], capture_output=True, check=False).returncode:
+        pytest.skip("no zstd command to make the input with")
+    _, documents, _ = _run(spark, tmp_path, _write(tmp_path, kind))
+    wanted = [text for text in TEXTS if "\n" not in text or kind.split(".")[0] not in ("tsv", "txt")]
+    assert sorted(d["text"] for d in documents) == sorted(wanted)
+
+
+def test_every_fault_of_a_csv_row_has_its_reason(spark, tmp_path):
+    path = tmp_path / "bad.csv"
+    rows = [
+        b"id,text",
+        b"1,good",
+        b'2,""',
+        b"3,   ",
+        b"4,\xff\xfe broken",
+        b"5,one,two",
+        b"6",
+        b"1,again",
+        b",nameless",
+        b"7," + b"x" * 300,
+    ]
+    path.write_bytes(b"\n".join(rows) + b"\n")
+    result, documents, quarantine = _run(spark, tmp_path, path, input__id_column="id", input__max_chars=200)
+    assert result.quarantined == {"bad_row": 2, "duplicate_id": 1, "empty": 2, "missing_id": 1, "too_long": 1, "undecodable": 1}
+    assert [d["doc_id"] for d in documents] == ["1"]
+    raw = {row["raw"] for row in quarantine if row["reason"] == "bad_row"}
+    assert raw == {"5,one,two", "6"}
+    assert {row["source"] for row in quarantine} == {str(path)}
+
+
+def test_every_fault_of_a_json_line_has_its_reason(spark, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    good = {"text": "fine", "v": [0.5, 0.5]}
+    lines = [
+        json.dumps(good),
+        '{"text": "cut off',
+        "[1, 2]",
+        '{"text": null, "v": [1, 0]}',
+        '{"text": {"nested": 1}, "v": [1, 0]}',
+        '{"text": "{braces}", "v": [1, 0]}',
+        '{"text": "short", "v": [1]}',
+        '{"text": "zero", "v": [0, 0]}',
+        '{"text": "none"}',
+    ]
+    path.write_bytes("\n".join(lines).encode() + b'\n{"text": "\xc3\x28", "v": [1, 0]}\n\n')
+    result, documents, _ = _run(spark, tmp_path, path, input__embedding_column="v")
+    assert result.quarantined == {"bad_row": 2, "bad_vector": 3, "empty": 1, "not_text": 1, "undecodable": 1}
+    assert {d["text"]: d["embedding"] for d in documents} == {"fine": [0.5, 0.5], "{braces}": [1.0, 0.0]}
+
+
+def test_a_ten_megabyte_row_is_refused_and_shown_short(spark, tmp_path):
+    path = tmp_path / "long.txt"
+    path.write_text("short\n" + "word " * 2_000_000 + "\nalso short\n")
+    result, _, quarantine = _run(spark, tmp_path, path)
+    assert result.quarantined == {"too_long": 1}
+    assert len(quarantine[0]["raw"]) == 1000
+
+
+def test_ids_are_the_same_in_another_order_and_for_identical_rows(spark, tmp_path):
+    texts = [f"text number {i % 40}" for i in range(60)]
+    first = tmp_path / "one.txt"
+    first.write_text("\n".join(texts))
+    _, before, _ = _run(spark, tmp_path, first)
+    random.Random(1).shuffle(texts)
+    second = tmp_path / "two.txt"
+    second.write_text("\n".join(texts))
+    _, after, _ = _run(spark, tmp_path, second)
+    assert len({d["doc_id"] for d in before}) == 60
+    assert {(d["doc_id"], d["text"], d["partition_id"]) for d in before} == {(d["doc_id"], d["text"], d["partition_id"]) for d in after}
+
+
+def test_of_two_rows_with_one_id_the_same_one_is_kept_in_any_order(spark, tmp_path):
+    kept = set()
+    for order in (["a,x", "a,y", "b,z"], ["b,z", "a,y", "a,x"]):
+        path = tmp_path / "ids.csv"
+        path.write_text("id,text\n" + "\n".join(order) + "\n")
+        _, documents, _ = _run(spark, tmp_path, path, input__id_column="id")
+        kept.add(tuple(sorted(d["text"] for d in documents)))
+    assert len(kept) == 1
+
+
+def test_numbers_as_ids_of_json_lines_stay_as_they_are_written(spark, tmp_path):
+    path = tmp_path / "numbers.jsonl"
+    ids = [7, 90071992547409930, 90071992547409931]  # the latter two are the same double
+    path.write_text("".join(json.dumps({"id": i, "text": f"text {i}"}) + "\n" for i in ids))
+    result, documents, _ = _run(spark, tmp_path, path, input__id_column="id")
+    assert result.quarantined == {}
+    assert sorted(d["doc_id"] for d in documents) == sorted(map(str, ids))
+
+
+def test_an_array_of_another_type_in_a_column_nobody_asked_for_costs_no_document(spark, tmp_path):
+    path = tmp_path / "tags.jsonl"
+    path.write_text('{"text": "one", "tags": [1, 2]}\n{"text": "two", "tags": ["a"]}\n{"text": "three", "tags": "b"}\n')
+    _, documents, _ = _run(spark, tmp_path, path)
+    assert sorted(d["text"] for d in documents) == ["one", "three", "two"]
+
+
+def test_several_text_columns_are_joined_by_a_blank_line(spark, tmp_path):
+    path = tmp_path / "two.csv"
+    path.write_text("title,body\nTop,below\nAlone,\n")
+    _, documents, _ = _run(spark, tmp_path, path, input__text_column=["title", "body"])
+    assert sorted(d["text"] for d in documents) == ["Alone", "Top\n\nbelow"]
+
+
+def test_columns_whose_names_clash_are_renamed_and_told(spark, tmp_path):
+    path = tmp_path / "names.jsonl"
+    path.write_text('{"body": "words", "text": "other", "doc_id": 7, "a b;c": true, "deep": {"x": 1}}\n')
+    result, documents, _ = _run(spark, tmp_path, path, input__text_column=["body"])
+    assert result.renamed == {"text": "text_input", "doc_id": "doc_id_input", "a b;c": "a_b_c"}
+    assert documents[0]["text"] == "words"
+    assert (documents[0]["text_input"], documents[0]["a_b_c"]) == ("other", True)
+    assert "deep" in result.changed
+
+
+def test_a_mark_at_the_start_and_windows_line_ends_are_not_text(spark, tmp_path):
+    path = tmp_path / "windows.csv"
+    path.write_bytes("\ufeffname,text\r\nä,first\r\nö,second\r\n".encode())
+    _, documents, _ = _run(spark, tmp_path, path)
+    assert sorted((d["name"], d["text"]) for d in documents) == [("ä", "first"), ("ö", "second")]
+    plain = tmp_path / "windows.txt"
+    plain.write_bytes("\ufeffeins\r\nzwei\r\n".encode())
+    _, documents, _ = _run(spark, tmp_path, plain)
+    assert sorted(d["text"] for d in documents) == ["eins", "zwei"]
+
+
+def test_another_encoding_is_honoured(spark, tmp_path):
+    path = tmp_path / "latin.csv"
+    path.write_bytes("text\nÄpfel\n".encode("latin-1"))
+    _, documents, _ = _run(spark, tmp_path, path, input__options={"encoding": "ISO-8859-1"})
+    assert [d["text"] for d in documents] == ["Äpfel"]
+
+
+def test_times_of_any_resolution_are_kept(spark, tmp_path):
+    import datetime as dt
+
+    moment = dt.datetime(2024, 2, 3, 4, 5, 6)
+    path = tmp_path / "times.parquet"
+    columns = {unit: pa.array([moment], pa.timestamp(unit)) for unit in ("ms", "us", "ns")}
+    pq.write_table(pa.table({"text": ["x"], "day": pa.array([moment.date()]), **columns}), path)
+    _, documents, _ = _run(spark, tmp_path, path)
+    assert {documents[0][unit].replace(tzinfo=None) for unit in ("ms", "us", "ns")} == {moment}
+
+
+def test_hash_partitions_hold_identical_texts_together(spark, tmp_path):
+    path = tmp_path / "many.txt"
+    path.write_text("\n".join(f"text {i % 50}" for i in range(200)))
+    result, documents, _ = _run(spark, tmp_path, path, partition__number=4)
+    assert [p.partition_id for p in result.partitions] == [f"hash-{i:04d}-of-0004" for i in range(4)]
+    assert len({(d["text"], d["partition_id"]) for d in documents}) == 50
+
+
+def test_a_column_makes_one_partition_a_value_and_pieces_of_a_large_one(spark, tmp_path):
+    path = tmp_path / "sites.jsonl"
+    rows = [{"text": f"t{i}", "Site Name": "gross/../x"} for i in range(50)] + [
+        {"text": "s", "Site Name": "klein"},
+        {"text": "n", "Site Name": None},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    result, _, _ = _run(spark, tmp_path, path, partition__column="Site Name", partition__target_documents=20)
+    values = [p.value for p in result.partitions]
+    assert values.count("gross/../x") == 3
+    assert {"klein", None} <= set(values)
+    assert all(p.partition_id.startswith("site-name-") and "gross" not in p.partition_id for p in result.partitions)
+    assert "site-name-null" in {p.partition_id for p in result.partitions}
+
+
+def test_the_digest_tells_content_from_order(spark, tmp_path):
+    path = tmp_path / "digest.txt"
+    seen = []
+    for lines in (["a b", "c d"], ["c d", "a b"], ["a b", "c e"]):
+        path.write_text("\n".join(lines))
+        seen.append(_run(spark, tmp_path, path)[0].partitions[0].digest)
+    assert seen[0] == seen[1] != seen[2]
+
+
+def test_a_repeated_write_changes_nothing(spark, tmp_path):
+    path = tmp_path / "again.txt"
+    path.write_text("one\ntwo\n")
+    config = Config.from_dict({"input": {"paths": [str(path)]}})
+    for _ in range(2):
+        ingest(
+            spark, config, store_uri=str(tmp_path / "store"), txn=dict.fromkeys(("documents", "quarantine", "partitions"), ("ingest", 5))
+        )
+    assert DeltaTable(tmp_path / "store" / "documents").version() == 0
+
+
+def test_all_rows_bad_is_told_not_raised(spark, tmp_path):
+    path = tmp_path / "bad.csv"
+    path.write_text('text\n" "\n"  "\n')
+    result, _, _ = _run(spark, tmp_path, path)
+    assert (result.documents, result.quarantined, result.partitions) == (0, {"empty": 2}, ())
+
+
+def test_an_unknown_partition_column_is_refused(spark, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("one\n")
+    with pytest.raises(InputError, match=r"partition\.column"):
+        _run(spark, tmp_path, path, partition__column="site")

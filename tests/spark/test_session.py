@@ -1,0 +1,79 @@
+"""Starting and ending Spark: quietly, on loopback, and never outliving the job."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from spark import session
+from spark.jars import packages
+from topicscale.config import SparkConfig
+from topicscale.errors import ResourceError
+
+ROOT = Path(__file__).parents[2]
+
+
+def _python(code, **kwargs):
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
+
+
+def test_the_jvm_dies_with_a_killed_driver_and_says_nothing():
+    code = (
+        "import os, time\nfrom spark import session\nfrom topicscale.config import SparkConfig\n"
+        "s = session.start(SparkConfig(master='local[1]'), brief=True)\nprint(s.range(3).count(), flush=True)\ntime.sleep(600)"
+    )
+    with _python(code) as driver:
+        assert driver.stdout.readline().strip() == "3"
+        jvms = [p for p in psutil.Process(driver.pid).children(recursive=True) if p.name() == "java"]
+        assert jvms
+        listening = [c.laddr.ip for p in jvms for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+        driver.kill()
+        assert driver.stderr.read() == ""
+    gone, alive = psutil.wait_procs(jvms, timeout=60)
+    assert not alive
+    assert len(gone) == len(jvms)
+    assert all(ip.removeprefix("::ffff:") in ("127.0.0.1", "::1") for ip in listening)
+
+
+def test_stop_ends_the_jvm():
+    code = (
+        "import psutil\nfrom spark import session\nfrom topicscale.config import SparkConfig\n"
+        "s = session.start(SparkConfig(master='local[1]'), brief=True)\nsession.stop(s)\n"
+        "print([p.name() for p in psutil.Process().children(recursive=True)])"
+    )
+    out, _ = _python(code).communicate(timeout=240)
+    assert out.strip() == "[]"
+
+
+def test_a_missing_java_is_answered_with_the_command_to_type(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    with pytest.raises(ResourceError, match="apt-get install"):
+        session.check_java()
+
+
+def test_an_old_java_is_named(monkeypatch, tmp_path):
+    java = tmp_path / "bin" / "java"
+    java.parent.mkdir()
+    java.write_text("#!/bin/sh\necho 'openjdk version \"11.0.2\" 2019-01-15' >&2\n")
+    java.chmod(0o755)
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    with pytest.raises(ResourceError, match=r"Got '11\.0\.2' instead"):
+        session.check_java()
+
+
+def test_the_user_has_the_last_word_on_settings():
+    config = SparkConfig(conf={"spark.sql.shuffle.partitions": 3, "spark.ui.enabled": True})
+    settings = session._settings(config, jars=Path("nowhere"), app_name="x", brief=False, record_classes=False)
+    assert (settings["spark.sql.shuffle.partitions"], settings["spark.ui.enabled"]) == ("3", "true")
+    assert settings["spark.jars.packages"].split(",") == packages()
+
+
+def test_a_server_that_does_not_answer_is_named():
+    pytest.importorskip("grpc", reason="needs the extra 'connect'")
+    started = time.monotonic()
+    with pytest.raises(ResourceError, match="does not answer"):
+        session.start(SparkConfig(remote="sc://127.0.0.1:1"))
+    assert time.monotonic() - started < 60

@@ -1,0 +1,64 @@
+"""The pilot finds a granularity that carries over to other numbers of partitions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from topicscale.calibrate import SAMPLE, Pilot, combine, pilot
+from topicscale.cluster import cluster, local_min_cluster_size, local_statistics, unit
+from topicscale.config import ClusterConfig
+from topicscale.merge import Leaves, merge
+
+CONFIG = ClusterConfig()
+
+
+def planted(topics: int, each: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    centres = unit(random.normal(size=(topics, 48)))
+    true = random.permutation(np.repeat(np.arange(topics), each))
+    return unit(centres[true] + 0.1 * random.normal(size=(len(true), 48))).astype(np.float32), true
+
+
+@pytest.mark.parametrize("partitions", [4, 16])
+def test_merging_at_the_pilots_height_finds_the_planted_topics(partitions: int) -> None:
+    vectors, _ = planted(15, 120)
+    found = pilot(vectors, CONFIG, partitions=partitions)
+    assert found.topics == 15
+    assert found.agreement > 0.95
+    size = local_min_cluster_size(CONFIG, 10, documents=len(vectors), partitions=partitions)
+    statistics = [
+        local_statistics(cluster(part, CONFIG, min_cluster_size=size, fine=True).labels, part)[:2]
+        for part in np.array_split(vectors, partitions)
+    ]
+    leaves, _ = Leaves.of(np.concatenate([s for s, _ in statistics]), np.concatenate([v for _, v in statistics]))
+    assert len(leaves) > 15
+    assert merge(leaves, height=found.height).number == 15
+
+
+def test_a_pilot_repeats_itself_and_has_a_content_id() -> None:
+    vectors, _ = planted(6, 60)
+    one, two = pilot(vectors, CONFIG), pilot(vectors, CONFIG)
+    assert one == two
+    assert one.key == two.key
+    assert len(one.key) == 32
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 5, 20, 60])
+def test_few_or_identical_documents_do_not_raise(n: int) -> None:
+    random = np.random.default_rng(0)
+    found = pilot(unit(random.normal(size=(n, 16))).astype(np.float32), CONFIG, documents=1000, partitions=8)
+    assert found.height >= 0
+    same = pilot(np.ones((n, 16), np.float32) / 4, CONFIG)
+    assert same.height >= 0
+
+
+def test_combined_height_is_the_weighted_median() -> None:
+    pilots = [Pilot(0.1, 0.8, 100, 5, 0.0), Pilot(0.2, 0.8, 1000, 5, 0.0), Pilot(0.9, 0.8, 100, 5, 0.0)]
+    assert combine(pilots) == combine(pilots[::-1]) == 0.2
+    with pytest.raises(ValueError, match="at least one"):
+        combine([])
+
+
+def test_sample_bound() -> None:
+    assert 1000 < SAMPLE <= 10_000

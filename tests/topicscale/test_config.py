@@ -1,0 +1,86 @@
+import pytest
+
+from topicscale import config
+from topicscale.config import Config, load
+from topicscale.errors import ConfigError
+
+
+def test_defaults_survive_a_round_trip() -> None:
+    assert Config.from_dict(Config().to_dict()) == Config()
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("embeding.model=x", "'embedding'"),
+        ("topics.min_siz=5", "'topics.min_size'"),
+        ("cluster.min_topic_size=5", "'cluster.min_cluster_size'"),
+        ("spark.driver_mem=1g", "'spark.driver_memory'"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(override: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=hint):
+        load(overrides=[override])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "topics.min_size=1",
+        "topics.min_size=many",
+        "topics.min_size=true",
+        "topics.outliers=1.5",
+        "topics.similarity=2",
+        "input.format=xml",
+        "input.text_column=[]",
+        "terms.ngram_range=[2, 1]",
+        "terms.ngram_range=[1]",
+        "terms.stop_words=french",
+        "ray.actors=0",
+        "cluster.params=[1]",
+        "topics=5",
+        "topics.min_size",
+        "=5",
+        "input.options={unclosed",
+        "input.options={since: 2024-01-01}",
+        "ray.timeout=0",
+    ],
+)
+def test_a_bad_value_is_refused_with_its_value(override: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(overrides=[override])
+    assert "Got" in str(caught.value) or "YAML" in str(caught.value) or "mapping" in str(caught.value)
+
+
+def test_later_sources_win_and_mappings_merge(tmp_path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("topics: {min_size: 30, rounds: 2}\ncluster: {params: {n_neighbors: 9}}\n")
+    built = load(file=file, values={"topics": {"min_size": 40}}, overrides=["cluster.params.metric=cosine", "topics.number="])
+    assert (built.topics.min_size, built.topics.rounds, built.topics.number) == (40, 2, None)
+    assert built.cluster.params == {"n_neighbors": 9, "metric": "cosine"}
+
+
+def test_lists_may_be_written_with_commas() -> None:
+    assert load(overrides=["input.text_column=title, body"]).input.text_column == ("title", "body")
+
+
+def test_every_preset_loads() -> None:
+    for path in config.presets().values():
+        load(file=path)
+
+
+def test_a_missing_file_names_the_presets() -> None:
+    with pytest.raises(ConfigError, match="bertopic"):
+        load(file="nowhere.yaml")
+
+
+def test_a_file_that_is_no_mapping_is_refused(tmp_path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("- a\n- b\n")
+    with pytest.raises(ConfigError, match="mapping"):
+        load(file=file)
+
+
+def test_fingerprints_depend_on_content_alone() -> None:
+    assert config.fingerprint({"a": 1, "b": (1, 2)}) == config.fingerprint({"b": [1, 2], "a": 1})
+    assert config.fingerprint(Config()) != config.fingerprint(load(overrides=["topics.min_size=11"]))

@@ -1,0 +1,133 @@
+"""What is found out about an input before any engine starts."""
+
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from topicscale.config import InputConfig
+from topicscale.errors import InputError
+from topicscale.inputs import inspect
+
+
+def _csv(folder, name="docs.csv", text="id,text\n1,one\n2,two\n"):
+    path = folder / name
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_csv_file_is_known_by_its_name_and_its_columns_by_its_header(tmp_path):
+    plan = inspect(InputConfig(paths=(_csv(tmp_path),)))
+    assert (plan.format, [c.name for c in plan.columns], plan.rows) == ("csv", ["id", "text"], 2)
+
+
+def test_a_misspelt_column_is_answered_with_the_nearest_one(tmp_path):
+    with pytest.raises(InputError, match="Did you mean 'text'"):
+        inspect(InputConfig(paths=(_csv(tmp_path),), text_column=("texts",)))
+
+
+def test_a_missing_file_is_answered_with_the_nearest_one(tmp_path):
+    _csv(tmp_path)
+    with pytest.raises(InputError, match=r"Did you mean .*docs\.csv"):
+        inspect(InputConfig(paths=(str(tmp_path / "doc.csv"),)))
+
+
+def test_a_folder_and_a_glob_name_the_files_inside(tmp_path):
+    first, second = _csv(tmp_path, "a.csv"), _csv(tmp_path, "b.csv")
+    (tmp_path / "_SUCCESS").write_text("")
+    assert inspect(InputConfig(paths=(str(tmp_path),))).paths == (first, second)
+    assert inspect(InputConfig(paths=(str(tmp_path / "*.csv"),))).paths == (first, second)
+
+
+def test_mixed_formats_are_refused(tmp_path):
+    _csv(tmp_path)
+    (tmp_path / "more.jsonl").write_text('{"text": "x"}\n')
+    with pytest.raises(InputError, match="one format"):
+        inspect(InputConfig(paths=(str(tmp_path),)))
+
+
+def test_files_with_other_columns_are_refused(tmp_path):
+    _csv(tmp_path, "a.csv")
+    _csv(tmp_path, "b.csv", "text,id\nx,1\n")
+    with pytest.raises(InputError, match="same columns"):
+        inspect(InputConfig(paths=(str(tmp_path),)))
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    with pytest.raises(InputError, match="empty"):
+        inspect(InputConfig(paths=(_csv(tmp_path, text=""),)))
+
+
+def test_a_broken_gzip_file_is_refused(tmp_path):
+    (tmp_path / "a.csv.gz").write_bytes(b"not gzip at all")
+    with pytest.raises(InputError, match="cannot be read"):
+        inspect(InputConfig(paths=(str(tmp_path / "a.csv.gz"),)))
+
+
+def test_an_array_of_json_is_refused_with_the_command_that_helps(tmp_path):
+    (tmp_path / "a.json").write_text('[{"text": "x"}]')
+    with pytest.raises(InputError, match="jq"):
+        inspect(InputConfig(paths=(str(tmp_path / "a.json"),)))
+
+
+def test_compressed_json_lines_tell_columns_and_the_length_of_vectors(tmp_path):
+    rows = [{"text": "x", "n": 1, "vector": [0.1, 0.2]}, {"text": "y", "late": True, "vector": [1, 2]}]
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    plan = inspect(InputConfig(paths=(str(tmp_path / "a.jsonl.gz"),), embedding_column="vector"))
+    assert {c.name: c.kind for c in plan.columns} == {"text": "string", "n": "number", "vector": "vector", "late": "boolean"}
+    assert plan.dimension == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [(pa.binary(), b"x"), (pa.list_(pa.string()), ["x"]), (pa.struct([("a", pa.int64())]), {"a": 1})]
+)
+def test_a_text_column_that_holds_no_text_is_refused(tmp_path, kind, value):
+    pq.write_table(pa.table({"text": pa.array([value], kind)}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="must be a column of text"):
+        inspect(InputConfig(paths=(str(tmp_path / "a.parquet"),)))
+
+
+def test_the_fingerprint_changes_with_the_file(tmp_path):
+    path = _csv(tmp_path)
+    before = inspect(InputConfig(paths=(path,))).fingerprint
+    assert inspect(InputConfig(paths=(path,))).fingerprint == before
+    _csv(tmp_path, text="id,text\n1,one\n2,three\n")
+    assert inspect(InputConfig(paths=(path,))).fingerprint != before
+
+
+def test_a_remote_address_is_left_to_the_engine():
+    plan = inspect(InputConfig(paths=("s3://bucket/docs/*.parquet",)))
+    assert (plan.format, plan.columns) == ("parquet", ())
+
+
+def test_a_first_row_of_megabytes_does_not_hide_the_others(tmp_path):
+    rows = [{"text": "word " * 500_000}, {"text": "short", "late": 1}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert "text" in [c.name for c in inspect(InputConfig(paths=(str(tmp_path / "a.jsonl"),))).columns]
+
+
+def test_a_line_separator_inside_a_json_text_ends_no_line(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "one\u2028two", "n": 1}, ensure_ascii=False) + "\n")
+    plan = inspect(InputConfig(paths=(str(tmp_path / "a.jsonl"),)))
+    assert (plan.rows, [c.name for c in plan.columns]) == (1, ["text", "n"])
+
+
+def test_a_line_nested_without_end_is_one_bad_row(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' + "[" * 200_000 + "\n")
+    assert [c.name for c in inspect(InputConfig(paths=(str(tmp_path / "a.jsonl"),))).columns] == ["text"]
+
+
+@pytest.mark.parametrize("options", [{"quote": "ab"}, {"sep": ""}])
+def test_reader_options_that_cannot_be_are_refused(tmp_path, options):
+    with pytest.raises(InputError):
+        inspect(InputConfig(paths=(_csv(tmp_path),), options=options))
+
+
+def test_the_header_of_every_file_is_checked(tmp_path):
+    for number in range(201):
+        _csv(tmp_path, f"{number:03d}.csv")
+    _csv(tmp_path, "999.csv", "text,id\nx,1\n")
+    with pytest.raises(InputError, match=r"same columns.*999\.csv"):
+        inspect(InputConfig(paths=(str(tmp_path),)))

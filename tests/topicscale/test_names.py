@@ -1,0 +1,51 @@
+"""Input columns with the names that results have: they are kept beside the results, and never in place of them."""
+
+import pyarrow as pa
+import pytest
+from deltalake import write_deltalake
+
+from jobs.evaluate import evaluate
+from topicscale import TopicModel
+from topicscale.config import Config, fingerprint
+from topicscale.errors import RequestError
+from topicscale.store import Store, UnitWrite, write_part
+from topicscale.tables import TABLES
+
+
+@pytest.fixture
+def store(tmp_path) -> str:
+    made = Store(tmp_path / "store", create=True)
+    ids = ["a", "b", "c"]
+    documents = {"doc_id": ids, "partition_id": ["p"] * 3, "text": ["oil price", "gas price", "cup final"], "text_hash": ids}
+    kept = {"topic_id": ["x", "x", None], "probability": [1, 2, 3], "Name": ["n1", "n2", "n3"], "none": pa.nulls(3, pa.string())}
+    write_deltalake(made.table_path("documents"), pa.table(documents | kept), partition_by=["partition_id"])
+    rows = pa.table({"doc_id": ids, "topic_id": pa.array([0, 0, 1], pa.int32()), "probability": pa.array([0.9, 0.8, 0.7], pa.float32())})
+    files = write_part(made.uri, "assignments", "p", rows)
+    made.commit("assignments", [UnitWrite("assign", "p", fingerprint("a"), files)])
+    topics = [
+        {"topic_id": i, "topic_key": str(i), "size": n, "label": f"{i}_{word}", "keywords": [word], "representative_docs": []}
+        for i, n, word in [(0, 2, "price"), (1, 1, "cup")]
+    ]
+    made.replace("topics", pa.Table.from_pylist(topics, schema=TABLES["topics"].schema), stage="publish", unit_fingerprint=fingerprint("a"))
+    made.publish(configuration=Config().to_dict(), summary={}, unit_fingerprint=fingerprint("a"))
+    return made.uri
+
+
+def test_document_info_tells_topics_and_columns_apart(store) -> None:
+    info = TopicModel.load(store).get_document_info()
+    assert info["Topic"].tolist() == [0, 0, 1]
+    assert info["Name"].tolist() == ["0_price", "0_price", "1_cup"]
+    assert info["Name_input"].tolist() == ["n1", "n2", "n3"]
+    assert info["Probability"].tolist() == pytest.approx([0.9, 0.8, 0.7])
+    assert info["topic_id"].tolist()[:2] == ["x", "x"]
+    assert info["probability"].tolist() == [1, 2, 3]
+
+
+def test_labels_may_be_in_a_column_called_topic_id(store) -> None:
+    found = evaluate(store, labels="topic_id")["labels"]
+    assert (found["documents"], found["unlabelled"]) == (2, 1)
+
+
+def test_a_column_without_labels_is_refused(store) -> None:
+    with pytest.raises(RequestError, match="holds none"):
+        evaluate(store, labels="none")

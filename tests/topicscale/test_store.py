@@ -1,0 +1,167 @@
+import json
+import multiprocessing
+import os
+import signal
+
+import pyarrow as pa
+import pytest
+
+from topicscale.config import fingerprint
+from topicscale.errors import RequestError, StoreError, StoreLocked, StoreVersionError
+from topicscale.store import MARKER, Store, UnitWrite, next_version, says, write_part
+
+A, B = fingerprint("a"), fingerprint("b")
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store(tmp_path / "store", create=True)
+
+
+def put(store: Store, partition: str, rows: int, fp: str) -> None:
+    table = pa.table(
+        {
+            "doc_id": [f"{partition}-{i}" for i in range(rows)],
+            "local_topic": pa.array(range(rows), pa.int32()),
+            "probability": pa.array([0.5] * rows, pa.float32()),
+        }
+    )
+    files = write_part(store.uri, "local_assignments", partition, table)
+    store.commit("local_assignments", [UnitWrite("cluster", partition, fp, files)])
+
+
+def done(store: Store, partition: str, fp: str) -> bool:
+    return store.done("local_assignments", "cluster", {partition: fp}) == {partition}
+
+
+def test_a_unit_written_again_replaces_its_rows_and_no_others(store) -> None:
+    put(store, "p", 3, A)
+    put(store, "q", 5, A)
+    put(store, "p", 2, B)
+    assert store.read("local_assignments").num_rows == 7
+    assert store.read("local_assignments", partitions=["p"])["doc_id"].to_pylist() == ["p-0", "p-1"]
+    assert done(store, "p", B)
+    assert not done(store, "p", A)
+    assert done(store, "q", A)
+
+
+def test_going_back_to_an_earlier_fingerprint_writes_again(store) -> None:
+    for rows, fp in [(3, A), (2, B), (3, A)]:
+        assert not done(store, "p", fp)
+        put(store, "p", rows, fp)
+        assert done(store, "p", fp)
+        assert store.read("local_assignments").num_rows == rows
+
+
+def test_a_unit_without_rows_is_done_all_the_same(store) -> None:
+    put(store, "p", 3, A)
+    put(store, "p", 0, B)
+    assert store.read("local_assignments").num_rows == 0
+    assert done(store, "p", B)
+
+
+def test_removed_partitions_are_not_taken_for_done_when_they_come_back(store) -> None:
+    put(store, "p", 3, A)
+    put(store, "q", 3, A)
+    store.retain("local_assignments", "cluster", ["q"])
+    assert set(store.read("local_assignments")["partition_id"].to_pylist()) == {"q"}
+    assert not done(store, "p", A)
+    assert done(store, "q", A)
+
+
+def test_a_file_that_was_never_committed_is_not_seen(store) -> None:
+    put(store, "p", 3, A)
+    write_part(store.uri, "local_assignments", "p", store.read("local_assignments"))
+    assert store.read("local_assignments").num_rows == 3
+
+
+def test_versions_only_grow() -> None:
+    version = None
+    for fp in [A, B, A, A, B]:
+        following = next_version(version, fp)
+        assert version is None or following > version
+        assert says(following, fp)
+        version = following
+    assert not says(None, A)
+
+
+def test_many_units_are_one_commit(store) -> None:
+    before = store.version("local_assignments")
+    writes = [UnitWrite("cluster", f"p{i}", A, ()) for i in range(50)]
+    store.commit("local_assignments", writes)
+    assert store.version("local_assignments") == before + 1
+    assert len(store.done("local_assignments", "cluster", {f"p{i}": A for i in range(50)})) == 50
+
+
+def test_a_generation_pins_every_table(store) -> None:
+    put(store, "p", 3, A)
+    first = store.publish(configuration={"a": 1}, summary={}, unit_fingerprint=A)
+    assert store.publish(configuration={"a": 1}, summary={}, unit_fingerprint=A).generation == first.generation
+    put(store, "p", 1, B)
+    second = store.publish(configuration={}, summary={}, unit_fingerprint=B)
+    assert (first.generation, second.generation) == (1, 2)
+    reader = Store(store.uri)
+    reader.pin(1)
+    assert reader.read("local_assignments").num_rows == 3
+    reader.pin()
+    assert reader.read("local_assignments").num_rows == 1
+    with pytest.raises(StoreError, match=r"no generation 9\. It has 1, 2"):
+        reader.pin(9)
+
+
+def test_a_store_without_a_finished_run_says_so(store) -> None:
+    with pytest.raises(StoreError, match="no finished run"):
+        store.pin()
+
+
+def test_what_is_no_store_is_refused(tmp_path) -> None:
+    with pytest.raises(StoreError, match="no topicscale store"):
+        Store(tmp_path / "nowhere")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("dear")
+    with pytest.raises(StoreError, match="not empty"):
+        Store(tmp_path / "full", create=True)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StoreError, match="is a file"):
+        Store(tmp_path / "file", create=True)
+    with pytest.raises(RequestError, match="s3:// is not supported"):
+        Store("s3://bucket/store", create=True)
+
+
+def test_a_store_of_another_contract_is_refused_by_both_numbers(store) -> None:
+    (store.path / MARKER).write_text(json.dumps({"contract": 99}))
+    with pytest.raises(StoreVersionError, match=r"contract 99.*contract 1"):
+        Store(store.uri)
+
+
+def test_a_store_whose_making_was_cut_short_is_made_again(store) -> None:
+    (store.path / MARKER).unlink()
+    (store.path / "_topicscale.4711").write_text("{")  # killed between writing the marker and renaming it
+    assert Store(store.uri, create=True).read("topics").num_rows == 0
+
+
+def test_two_runs_at_once(store) -> None:
+    with store.lock("first"), pytest.raises(StoreLocked, match="run first"), Store(store.uri).lock("second"):
+        pass
+    with store.lock("third"):
+        pass
+
+
+def _hold(uri: str, ready) -> None:
+    with Store(uri).lock("victim"):
+        ready.set()
+        signal.pause()
+
+
+def test_a_killed_run_lets_go_of_the_store(store) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    process = context.Process(target=_hold, args=(store.uri, ready))
+    process.start()
+    assert ready.wait(30)
+    with pytest.raises(StoreLocked, match="run victim"), store.lock("other"):
+        pass
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(30)
+    with store.lock("other"):
+        pass
