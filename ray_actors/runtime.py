@@ -105,6 +105,9 @@ def _running() -> bool:
 def _init(config: RayConfig) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # under `uv run` Ray would build an environment per worker
+    # Ray would put a function of its own in place of `print`, and numba, which knows the builtin one, then compiles no
+    # kernel that holds a print (UMAP's and fast_hdbscan's neighbour graphs do)
+    os.environ["RAY_TQDM_PATCH_PRINT"] = "0"
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if config.address is None:
         os.environ["RAY_AUTH_MODE"] = "token"

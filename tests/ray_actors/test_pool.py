@@ -142,3 +142,10 @@ def test_a_local_cluster_is_on_loopback_and_asks_for_a_token(ray_layout) -> None
             if connection.status == psutil.CONN_LISTEN:
                 assert connection.laddr.ip in ("127.0.0.1", "::ffff:127.0.0.1", "::1"), connection
         assert token not in " ".join(process.info["cmdline"])
+
+
+def test_ray_leaves_print_alone(ray_layout) -> None:
+    from ray.experimental import tqdm_ray
+
+    tqdm_ray.instance()  # what Ray makes when a worker first says something, and what would replace `print`
+    assert type(print).__name__ == "builtin_function_or_method"
