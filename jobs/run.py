@@ -180,9 +180,8 @@ def done_already(job: Job, plan: inputs.InputPlan) -> dict[str, tuple[int, int]]
     prints = cluster.prints_of(job, partitions, prints)
     clustered = job.store.done("local_assignments", "cluster", prints) & job.store.done("local_topics", "cluster", prints)
     found["cluster"] = (len(clustered), len(prints))
-    if len(partitions) > 1 and job.config.topics.number is None and job.config.topics.similarity is None:
-        fp = cluster.pilot_print(job, embed.prints_of(job, partitions), len(partitions))
-        found["calibrate"] = (int(says(job.store.unit_version("pilots", "calibrate"), fp)), 1)
+    fp = cluster.pilot_print(job, embed.prints_of(job, partitions), len(partitions))
+    found["calibrate"] = (int(says(job.store.unit_version("pilots", "calibrate"), fp)), 1)
     return found
 
 

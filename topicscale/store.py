@@ -135,6 +135,11 @@ class Store:
     create : bool, default=False
         Make the store, with every table that delta-rs writes, if there is none.
 
+    Attributes
+    ----------
+    site_id : str
+        What tells this store's topics from other stores' after merging: random, made with the store, copied with it.
+
     Raises
     ------
     StoreError
@@ -154,7 +159,9 @@ class Store:
                 )
             self._create(marker)
         try:
-            contract = json.loads(marker.read_text())["contract"]
+            marks = json.loads(marker.read_text())
+            contract = marks["contract"]
+            self.site_id = str(marks.get("id", ""))
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise StoreError(f"The marker file {str(marker)!r} is damaged: {error}") from error
         if contract != CONTRACT_VERSION:
@@ -180,7 +187,7 @@ class Store:
                     )
             # last, so that a store without it is one whose making was cut short, and is made again
             temporary = marker.with_suffix(f".{os.getpid()}")
-            temporary.write_text(json.dumps({"contract": CONTRACT_VERSION}))
+            temporary.write_text(json.dumps({"contract": CONTRACT_VERSION, "id": uuid.uuid4().hex}))
             temporary.replace(marker)
         except OSError as error:
             raise StoreError(f"The store {self.uri!r} cannot be made: {error.strerror or error}") from error

@@ -77,6 +77,8 @@ TABLES: dict[str, TableSpec] = {
             _schema(
                 topic_id=_INT,
                 topic_key=_STR,
+                # outliers, found (by clustering), zeroshot (named in advance)
+                kind=_STR,
                 size=_LONG,
                 reference_vector=_VECTOR,
                 cutoff=_FLOAT,
@@ -104,16 +106,27 @@ TABLES: dict[str, TableSpec] = {
             _schema(topic_id=_INT, aspect=_STR, label=_STR, terms=_STRINGS, status=_STR, detail=_STR),
             "delta-rs",
         ),
+        # the leaves that merging stores reads. In the store of the site itself `site` and `site_id` are empty and `generation`
+        # is 0: what leaves it (merge, export) carries the store's own. `topic_key` is "outliers" for outliers
         TableSpec(
             "site_topics",
             _schema(
                 site=_STR,
+                site_id=_STR,
+                generation=_LONG,
                 topic_key=_STR,
+                # hand-set or written by a model; empty where keywords are all there is
+                label=_STR,
                 size=_LONG,
                 vector_sum=_SUM,
                 term_counts=pa.map_(_STR, _LONG),
                 term_documents=pa.map_(_STR, _LONG),
+                # terms in fewer documents were left out (1: every counted term is here)
+                min_documents=_LONG,
+                # the id that must agree, and the name that people know it by
                 embedding_space=_STR,
+                embedding_model=_STR,
+                # the settings terms were counted with, as JSON
                 vocabulary=_STR,
             ),
             "delta-rs",
@@ -121,9 +134,36 @@ TABLES: dict[str, TableSpec] = {
         # the granularity a pilot found: see topicscale/calibrate.py
         TableSpec(
             "pilots",
-            _schema(site=_STR, pilot_key=_STR, embedding_space=_STR, documents=_LONG, height=_DOUBLE, agreement=_DOUBLE),
+            _schema(
+                site=_STR,
+                site_id=_STR,
+                generation=_LONG,
+                pilot_key=_STR,
+                embedding_space=_STR,
+                documents=_LONG,
+                height=_DOUBLE,
+                agreement=_DOUBLE,
+            ),
             "delta-rs",
         ),
+        # one row for each batch of documents that `update` added (0: the first run)
+        TableSpec(
+            "batches",
+            _schema(
+                batch=_LONG,
+                at=_TIME,
+                partition_ids=_STRINGS,
+                fingerprint=_STR,
+                input_rows=_LONG,
+                documents=_LONG,
+                already_present=_LONG,
+                quarantined=_LONG,
+                new_topics=pa.list_(_INT),
+            ),
+            "delta-rs",
+        ),
+        # how many documents of each batch each topic took
+        TableSpec("topic_trends", _schema(batch=_LONG, at=_TIME, topic_id=_INT, documents=_LONG), "delta-rs"),
         TableSpec("generations", _schema(generation=_LONG, versions=_STR, configuration=_STR, summary=_STR, at=_TIME), "delta-rs"),
         TableSpec(
             "runs",

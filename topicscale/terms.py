@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from topicscale.config import TermsConfig, fingerprint
 
 
 def top_terms(batches: Iterable[pa.RecordBatch], number: int) -> dict[int, list[tuple[str, float]]]:
@@ -38,6 +41,16 @@ def _best(rows: pa.Table, number: int) -> pa.Table:
 
     starts = np.searchsorted(topics, topics)  # rows are sorted by topic: where each row's topic begins
     return rows.filter(pa.array(np.arange(len(topics)) - starts < number))
+
+
+def vocabulary(config: TermsConfig) -> str:
+    """Return, as JSON, the settings that two stores must share for their terms to be the same terms.
+
+    A list of stop words is told by its digest: it may hold words that are nobody else's business.
+    """
+    stop = config.stop_words
+    told = stop if stop is None or isinstance(stop, str) else f"list {fingerprint(sorted(stop))}"
+    return json.dumps({"lowercase": config.lowercase, "ngram_range": list(config.ngram_range), "stop_words": told}, sort_keys=True)
 
 
 def name(topic_id: int, keywords: list[str]) -> str:

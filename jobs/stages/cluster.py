@@ -79,11 +79,13 @@ def pilot_print(job: Job, embedded: dict[str, str], partitions: int) -> str:
     return job.print_of("calibrate", sorted(embedded.items()), job.config.cluster, topics.min_size, topics.rounds, partitions)
 
 
-def calibrate(job: Job, partitions: list[Partition], embedded: dict[str, str], space: str) -> float | None:
-    """Return the height at which to merge, None where nothing needs one: one partition, or granularity given by the user."""
+def calibrate(job: Job, partitions: list[Partition], embedded: dict[str, str], space: str) -> float:
+    """Return the height at which to merge.
+
+    It is found for one partition too, and where the user has given the number of topics or a similarity: merging
+    stores, and documents added later, rest on it.
+    """
     topics = job.config.topics
-    if len(embedded) == 1 or topics.number is not None or topics.similarity is not None:
-        return None
     fp = pilot_print(job, embedded, len(partitions))
     if not says(job.store.unit_version("pilots", "calibrate"), fp):
         began = time.monotonic()
@@ -100,6 +102,8 @@ def calibrate(job: Job, partitions: list[Partition], embedded: dict[str, str], s
         )
         row = {
             "site": "",
+            "site_id": "",
+            "generation": 0,
             "pilot_key": found.key,
             "embedding_space": space,
             "documents": found.documents,

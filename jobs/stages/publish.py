@@ -6,6 +6,7 @@ import heapq
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,12 @@ from jobs.stages.refine import Topics, merge, read_local
 from ray_actors.parts import to_list_array
 from ray_actors.pool import Unit
 from topicscale.cluster import unit
-from topicscale.config import fingerprint
 from topicscale.errors import JobFailed
 from topicscale.merge import leaf_key, topic_key
 from topicscale.refine import Sums, assign
 from topicscale.store import next_version, says, unit_id
 from topicscale.tables import OUTLIER, TABLES
-from topicscale.terms import name, term_maps, top_terms
+from topicscale.terms import name, term_maps, top_terms, vocabulary
 
 SHOWN_CHARS = 500
 """Characters of a representative document that ``topics`` keeps."""
@@ -197,6 +197,7 @@ def _write_topics(
             {
                 "topic_id": topic,
                 "topic_key": "" if outlier else topics.keys[topic],
+                "kind": "outliers" if outlier else "found",
                 "size": int(sums.counts[topic + 1]),
                 # the outliers' centre is told for the curious; nothing is assigned to it
                 "reference_vector": (outlier_centre[0] if outlier else topics.vectors[topic]).astype(np.float32).tolist()
@@ -238,31 +239,30 @@ def _write_lineage(job: Job, fp: str, topics: Topics, *, partitions: int, height
 
 def _write_sites(job: Job, fp: str, topics: Topics, sums: Sums, space: str) -> None:
     """Write the leaves that merging stores reads: exact sums of what was assigned, outliers included, no text."""
-    vocabulary = fingerprint(_vocabulary(job))
     present = [t for t in range(OUTLIER, len(topics.keys)) if sums.counts[t + 1] > 0]
     keys = [leaf_key(int(sums.counts[t + 1]), sums.vector_sums[t + 1]) for t in present]
     counts, documents = term_maps(job.store.read_batches("topic_terms", ["topic_id", "term", "count", "documents"]), present)
     vectors = sums.vector_sums[[t + 1 for t in present]] if present else np.zeros((0, 0))
     table = pa.table(
         {
-            "site": pa.array([""] * len(present), pa.string()),
+            "site": pa.repeat("", len(present)),
+            "site_id": pa.repeat("", len(present)),
+            "generation": pa.repeat(0, len(present)),
             "topic_key": pa.array(
                 ["outliers" if t == OUTLIER else topic_key([key]) for t, key in zip(present, keys, strict=True)], pa.string()
             ),
+            "label": pa.repeat("", len(present)),
             "size": pa.array([int(sums.counts[t + 1]) for t in present], pa.int64()),
             "vector_sum": to_list_array(vectors),
             "term_counts": counts,
             "term_documents": documents,
-            "embedding_space": pa.array([space] * len(present), pa.string()),
-            "vocabulary": pa.array([vocabulary] * len(present), pa.string()),
+            "min_documents": pa.repeat(job.config.terms.min_df, len(present)),
+            "embedding_space": pa.repeat(space, len(present)),
+            "embedding_model": pa.repeat(Path(job.config.embedding.model).name, len(present)),
+            "vocabulary": pa.repeat(vocabulary(job.config.terms), len(present)),
         }
     )
     job.store.replace("site_topics", table, stage="publish", unit_fingerprint=fp)
-
-
-def _vocabulary(job: Job) -> dict[str, Any]:
-    terms = job.config.to_dict()["terms"]
-    return {key: terms[key] for key in ("ngram_range", "stop_words", "min_df", "lowercase")}
 
 
 class _Thread(threading.Thread):
