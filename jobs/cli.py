@@ -144,6 +144,20 @@ def _evaluate(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _merge(options: argparse.Namespace) -> int:
+    from jobs.merge import describe, merge
+
+    similarity: Any = options.similarity
+    if similarity != "auto":
+        try:
+            similarity = float(similarity)
+        except ValueError:
+            raise RequestError(f"--similarity must be auto or a number between 0 and 1. Got {similarity!r} instead.") from None
+    found = merge(options.inputs, options.store, similarity=similarity, match=options.match)
+    print(json.dumps(found, indent=2, ensure_ascii=False) if options.json else describe(found))
+    return DONE
+
+
 def _parser() -> argparse.ArgumentParser:
     from importlib.metadata import PackageNotFoundError, version
 
@@ -204,6 +218,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--dry-run", action="store_true", help="check everything and print the plan, start nothing")
     run.add_argument("--quiet", action="store_true", help="warnings and errors only")
+
+    merge = add(
+        "merge",
+        _merge,
+        "Merge the topics of several stores into one, without their documents. Order and grouping of the inputs change nothing.",
+        store="the store to write; made if there is none",
+    )
+    merge.add_argument(
+        "--inputs", nargs="+", required=True, metavar="[NAME=]STORE", help="stores of sites, exports of them, or earlier merges"
+    )
+    merge.add_argument(
+        "--similarity",
+        default="auto",
+        metavar="auto|S",
+        help="join topics while their mean cosine is at least S; auto takes the granularity that the sites found themselves (default)",
+    )
+    merge.add_argument(
+        "--match", choices=["embeddings", "terms"], default="embeddings", help="compare topics by vectors (default), or by words"
+    )
 
     add("status", _status, "Show stages, partitions done, failed and pending, rows, quarantine by reason, and rates.")
     topics = add("topics", _topics, "List topics with their sizes and keywords.")

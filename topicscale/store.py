@@ -49,6 +49,7 @@ WHOLE = "*"
 ABSENT = fingerprint("absent")
 """The fingerprint of a unit whose rows were removed."""
 _BITS = 40
+_PROPERTIES = {"delta.checkpointInterval": "50", "delta.dataSkippingNumIndexedCols": "0"}  # statistics of text are of no use
 _MASK = (1 << _BITS) - 1
 
 
@@ -182,8 +183,7 @@ class Store:
                         schema=spec.schema,
                         mode="ignore",
                         partition_by=[PARTITION] if spec.partitioned else None,
-                        # old versions stay readable for as long as a generation may be looked at; statistics of text are of no use
-                        configuration={"delta.checkpointInterval": "50", "delta.dataSkippingNumIndexedCols": "0"},
+                        configuration=_PROPERTIES,
                     )
             # last, so that a store without it is one whose making was cut short, and is made again
             temporary = marker.with_suffix(f".{os.getpid()}")
@@ -318,6 +318,19 @@ class Store:
             commit_properties=CommitProperties(app_transactions=[Transaction(app, version)]),
         )
 
+    def amend(self, name: str, rows: pa.Table, *, stage: str) -> None:
+        """Replace all rows of an unpartitioned table, and let it count as what the stage wrote: a rerun finds nothing to redo."""
+        handle = self.table(name)
+        app = unit_id(stage)
+        previous = handle.transaction_version(app)
+        version = previous + (1 << _BITS) if previous is not None else next_version(None, ABSENT)
+        properties = CommitProperties(app_transactions=[Transaction(app, version)])
+        write_deltalake(handle, rows.cast(TABLES[name].schema), mode="overwrite", commit_properties=properties)
+
+    def create_table(self, name: str) -> None:
+        """Make a table that Spark writes elsewhere, in a store that Spark never writes."""
+        DeltaTable.create(self.table_path(name), schema=TABLES[name].schema, mode="ignore", configuration=_PROPERTIES)
+
     def append(self, name: str, rows: pa.Table) -> None:
         """Append to a log table (``runs``)."""
         write_deltalake(self.table_path(name), rows.cast(TABLES[name].schema), mode="append")
@@ -334,12 +347,20 @@ class Store:
             for row in rows
         ]
 
-    def publish(self, *, configuration: Mapping[str, Any], summary: Mapping[str, Any], unit_fingerprint: str) -> Snapshot:
-        """Commit a generation that names the present version of every table. Idempotent for the same fingerprint."""
+    def publish(self, *, configuration: Mapping[str, Any], summary: Mapping[str, Any], unit_fingerprint: str | None = None) -> Snapshot:
+        """Commit a generation that names the present version of every table. Idempotent for the same fingerprint.
+
+        Without a fingerprint the generation counts as the one before it, amended: a rerun finds nothing to redo.
+        """
         handle = self.table("generations")
         app = unit_id("generation")
-        if says(handle.transaction_version(app), unit_fingerprint):
+        previous = handle.transaction_version(app)
+        if unit_fingerprint is not None and says(previous, unit_fingerprint):
             return self.snapshots()[-1]
+        if unit_fingerprint is not None:
+            version = next_version(previous, unit_fingerprint)
+        else:
+            version = previous + (1 << _BITS) if previous is not None else next_version(None, ABSENT)
         versions = {name: v for name in TABLES if name not in ("generations", "runs") and (v := self.version(name)) is not None}
         number = max((s.generation for s in self.snapshots()), default=0) + 1
         at = datetime.now(UTC)
@@ -354,9 +375,7 @@ class Store:
             handle,
             pa.Table.from_pylist([row], schema=TABLES["generations"].schema),
             mode="append",
-            commit_properties=CommitProperties(
-                app_transactions=[Transaction(app, next_version(handle.transaction_version(app), unit_fingerprint))]
-            ),
+            commit_properties=CommitProperties(app_transactions=[Transaction(app, version)]),
         )
         return Snapshot(number, versions, configuration, summary, at)
 

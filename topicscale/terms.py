@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-
-from topicscale.config import TermsConfig, fingerprint
 
 
 def top_terms(batches: Iterable[pa.RecordBatch], number: int) -> dict[int, list[tuple[str, float]]]:
@@ -37,49 +35,10 @@ def _best(rows: pa.Table, number: int) -> pa.Table:
     topics = rows["topic_id"].to_numpy()
     if len(topics) == 0:
         return rows
-    import numpy as np
-
     starts = np.searchsorted(topics, topics)  # rows are sorted by topic: where each row's topic begins
     return rows.filter(pa.array(np.arange(len(topics)) - starts < number))
-
-
-def vocabulary(config: TermsConfig) -> str:
-    """Return, as JSON, the settings that two stores must share for their terms to be the same terms.
-
-    A list of stop words is told by its digest: it may hold words that are nobody else's business.
-    """
-    stop = config.stop_words
-    told = stop if stop is None or isinstance(stop, str) else f"list {fingerprint(sorted(stop))}"
-    return json.dumps({"lowercase": config.lowercase, "ngram_range": list(config.ngram_range), "stop_words": told}, sort_keys=True)
 
 
 def name(topic_id: int, keywords: list[str]) -> str:
     """Return a topic's name as BERTopic's users know it: the id and its four best terms."""
     return "_".join([str(topic_id), *keywords[:4]])
-
-
-def term_maps(batches: Iterable[pa.RecordBatch], topics: Sequence[int]) -> tuple[pa.MapArray, pa.MapArray]:
-    """Return each topic's terms with their counts, and with the documents that hold them: map<string, int64>, sorted by term.
-
-    Parameters
-    ----------
-    batches : iterable of RecordBatch
-        With the columns ``topic_id``, ``term``, ``count``, ``documents``; any order.
-    topics : sequence of int
-        Ascending; one map each, empty for a topic without terms.
-
-    Notes
-    -----
-    Arrow all the way: a vocabulary of millions of terms takes ten times the room as Python objects.
-    """
-    import numpy as np
-
-    wanted = pa.array(topics, pa.int32())
-    schema = pa.schema([("topic_id", pa.int32()), ("term", pa.string()), ("count", pa.int64()), ("documents", pa.int64())])
-    parts = [pa.Table.from_batches([batch]).select(schema.names).cast(schema) for batch in batches]
-    rows = pa.concat_tables([schema.empty_table(), *parts])
-    rows = rows.filter(pc.is_in(rows["topic_id"], value_set=wanted)).sort_by([("topic_id", "ascending"), ("term", "ascending")])
-    ends = np.searchsorted(rows["topic_id"].to_numpy(), np.asarray(topics, np.int32), side="right")
-    offsets = pa.array(np.concatenate([[0], ends]), pa.int32())
-    term, count, documents = (pa.concat_arrays([pa.array([], column.type), *column.chunks]) for column in rows.columns[1:])
-    return pa.MapArray.from_arrays(offsets, term, count), pa.MapArray.from_arrays(offsets, term, documents)

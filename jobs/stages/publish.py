@@ -19,11 +19,12 @@ from ray_actors.parts import to_list_array
 from ray_actors.pool import Unit
 from topicscale.cluster import unit
 from topicscale.errors import JobFailed
+from topicscale.leaf_terms import term_maps, vocabulary
 from topicscale.merge import leaf_key, topic_key
 from topicscale.refine import Sums, assign
 from topicscale.store import next_version, says, unit_id
 from topicscale.tables import OUTLIER, TABLES
-from topicscale.terms import name, term_maps, top_terms, vocabulary
+from topicscale.terms import name, top_terms
 
 SHOWN_CHARS = 500
 """Characters of a representative document that ``topics`` keeps."""

@@ -1,6 +1,7 @@
 import pyarrow as pa
 
-from topicscale.terms import term_maps, top_terms
+from topicscale.leaf_terms import term_maps
+from topicscale.terms import top_terms
 
 ROWS = [
     {"topic_id": 1, "term": "oil", "count": 4, "documents": 2, "weight": 0.2},

@@ -1,0 +1,285 @@
+"""``topicscale merge``: the topics of many stores in one, without their documents."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from topicscale import federate
+from topicscale.cluster import unit
+from topicscale.config import Config, TermsConfig
+from topicscale.errors import RequestError, StoreError
+from topicscale.leaf_terms import summed
+from topicscale.store import Snapshot, Store, says
+from topicscale.tables import OUTLIER, TABLES
+from topicscale.terms import name, top_terms
+
+Match = Literal["embeddings", "terms"]
+TERMS_SIMILARITY = 0.5
+"""Cosine of c-TF-IDF rows at which topics are matched by their words, unless one is given."""
+SHOWN = 10
+"""Topics of a site that the report lists, of each kind."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """One store to be merged, pinned."""
+
+    name: str
+    store: Store
+    snapshot: Snapshot
+
+
+def merge(
+    inputs: Sequence[str | Path],
+    store: str | Path,
+    *,
+    similarity: float | Literal["auto"] = "auto",
+    match: Match = "embeddings",
+) -> dict[str, Any]:
+    """Merge the topics of stores into another and return what became of each one's.
+
+    The inputs' ``site_topics`` and ``pilots`` are all that is read of them. The result is a function of the set of their
+    leaves: order, grouping (a merge of merges) and repetition change nothing, topic ids included.
+
+    Parameters
+    ----------
+    inputs : sequence of str
+        Stores, each as a path or as ``NAME=PATH``; the folder's name is the site's otherwise.
+    store : str
+        The store to write; made if there is none. Merging the same inputs again changes nothing.
+    similarity : float or "auto"
+        Topics are joined while their mean cosine is at least this; ``auto`` takes the granularity that the sites found
+        on their own documents.
+    match : {"embeddings", "terms"}
+        What topics are compared by.
+
+    Raises
+    ------
+    RequestError
+        Stores of different embedding models or term settings, or fewer than one input.
+    StoreError
+        An input is no store or holds no finished run; the output holds something else than a merge.
+    """
+    if similarity != "auto" and not 0.0 < float(similarity) < 1.0:
+        raise RequestError(f"--similarity must be auto or between 0 and 1. Got {similarity!r} instead.")
+    if match not in ("embeddings", "terms"):
+        raise RequestError(f"--match must be embeddings or terms. Got {match!r} instead.")
+    began = time.monotonic()
+    opened = [_open(str(text)) for text in inputs]
+    if not opened:
+        raise RequestError("merge must be given at least one store.")
+    union = federate.unite([_named(i, "site_topics") for i in opened], [_named(i, "pilots") for i in opened])
+    if match == "embeddings":
+        federate.check_spaces(union)
+    height = threshold = None
+    if similarity != "auto":
+        threshold = float(similarity)
+    elif match == "terms":
+        threshold = TERMS_SIMILARITY
+    else:
+        height = federate.height(union.pilots)
+    federation = federate.federate(union, height=height, similarity=threshold, match=match)
+    target = _target(store, opened)
+    terms = _terms_config(opened)
+    fp = federate.fingerprint(union, similarity, match, repr(terms))
+    with target.lock("merge"):
+        last = target.snapshots()
+        nothing = bool(last) and says(target.unit_version("generations", "generation"), fp)
+        if not nothing:
+            _write(target, federation, fp, terms=terms, spaces=union.spaces, match=match)
+        conflicts, sites = federate.labels(federation)[1], federate.by_site(federation)
+        summary = {
+            "documents": int(sum(union.rows["size"].to_pylist())),
+            "topics": federation.merged.number,
+            "outliers": int(union.rows["size"].to_numpy()[union.outliers].sum()),
+            "space": "" if len(union.spaces) > 1 else next(iter(union.spaces), ""),
+            "model": ", ".join(sorted(set(union.spaces.values()))),
+            "height": height,
+            "similarity": threshold,
+            "match": match,
+            "exact_terms": federation.min_documents <= 1 and "approximate" not in federation.vocabulary,
+            "min_documents": federation.min_documents,
+            "sites": [
+                {
+                    "site": e["site"],
+                    "documents": e["documents"],
+                    "topics": len(e["shared"]) + len(e["only_here"]),
+                    "shared": len(e["shared"]),
+                }
+                for e in federate.by_site(federation)
+            ],
+            "merged": True,
+        }
+        configuration = _configuration(opened, union.spaces).to_dict()
+        snapshot = target.publish(configuration=configuration, summary=summary, unit_fingerprint=fp)
+    return {
+        "store": target.uri,
+        "generation": snapshot.generation,
+        "nothing_to_do": nothing,
+        **summary,
+        "names": dict(zip(*(target.read("topics")[column].to_pylist() for column in ("topic_id", "label")), strict=True)),
+        "label_conflicts": dict(sorted(conflicts.items())),
+        "by_site": sites,
+        "seconds": round(time.monotonic() - began, 3),
+    }
+
+
+def describe(found: Mapping[str, Any]) -> str:
+    """Return the merge report that a person reads."""
+    threshold, documents, least = found["similarity"], found["documents"], found["min_documents"]
+    how = f"similarity {threshold}" if threshold is not None else f"height {found['height']:.4g} as the sites found it"
+    held = ", which already held this merge" if found["nothing_to_do"] else ""
+    lines = [
+        f"{found['topics']:,} topics of {documents:,} documents at {len(found['by_site']):,} sites "
+        f"({found['outliers'] / max(documents, 1):.1%} outliers), matched by {found['match']}, {how} "
+        f"-> {found['store']} (generation {found['generation']}{held})"
+    ]
+    if not found["exact_terms"]:
+        what = (
+            f"Terms in fewer than {least:,} documents of a site's topic were left out before they got here"
+            if least > 1
+            else "Some term counts were reconstructed from weights"
+        )
+        lines.append(f"{what}: sizes and vectors add up exactly, term counts do not.")
+    for entry in found["by_site"]:
+        shared, alone = entry["shared"], entry["only_here"]
+        lines.append(
+            f"\n{entry['site']}: {entry['documents']:,} documents, {len(shared) + len(alone):,} topics: "
+            f"{len(shared):,} matched others', {len(alone):,} found only here"
+        )
+        for kind, leaves in (("matched", shared), ("only here", alone)):
+            for leaf in leaves[:SHOWN]:
+                label = found["names"].get(leaf["topic_id"], "")
+                lines.append(f"  {kind:<9} {leaf['size']:>9,} documents, similarity {leaf['similarity']:.3f} -> {label}")
+            if len(leaves) > SHOWN:
+                lines.append(f"  {kind:<9} ... and {len(leaves) - SHOWN:,} more (all are in the table topic_lineage)")
+    for topic, lost in found["label_conflicts"].items():
+        lines.append(f"\nTopic {topic} is called {found['names'][topic]!r}; other sites call it {', '.join(map(repr, lost))}")
+    return "\n".join(lines)
+
+
+def _open(text: str) -> Input:
+    label, sep, path = text.partition("=")
+    if not sep or Path(text).exists():
+        label, path = "", text
+    store = Store(path)
+    return Input(label or store.path.name, store, store.pin())
+
+
+def _named(source: Input, table: str) -> pa.Table:
+    """Return a store's rows, its own carrying its name: those it got from other sites have theirs."""
+    rows = source.store.read(table)
+    own = pc.equal(rows["site_id"], "")
+    filled = {"site": source.name, "site_id": source.store.site_id, "generation": source.snapshot.generation}
+    for column, value in filled.items():
+        rows = rows.set_column(rows.schema.get_field_index(column), column, pc.if_else(own, value, rows[column]))
+    return rows.cast(TABLES[table].schema)
+
+
+def _target(uri: str | Path, opened: Sequence[Input]) -> Store:
+    target = Store(uri, create=True)
+    if any(target.path == source.store.path for source in opened):
+        raise RequestError(f"--store must be another store than the inputs. Got {target.uri!r} instead.")
+    snapshots = target.snapshots()
+    if target.has("documents") or (snapshots and not snapshots[-1].summary.get("merged")):
+        raise StoreError(f"The store {target.uri!r} holds a run of its own. Name a new folder for the merge.")
+    return target
+
+
+def _terms_config(opened: Sequence[Input]) -> TermsConfig:
+    """Return how terms are weighted and shown: as the inputs do, where they agree."""
+    found = {Config.from_dict(source.snapshot.configuration).terms for source in opened}
+    weights = {(terms.bm25_weighting, terms.reduce_frequent_words) for terms in found}
+    bm25, reduced = weights.pop() if len(weights) == 1 else (False, False)
+    return TermsConfig(bm25_weighting=bm25, reduce_frequent_words=reduced, top_n_words=max(terms.top_n_words for terms in found))
+
+
+def _configuration(opened: Sequence[Input], spaces: Mapping[str, str]) -> Config:
+    """Return what a model of the merged store needs: the embedding model, where there is one, and the terms' settings."""
+    configs = [Config.from_dict(source.snapshot.configuration) for source in opened]
+    first = min(configs, key=lambda config: repr(config.embedding))
+    if len(spaces) > 1:
+        return Config(terms=min((c.terms for c in configs), key=repr))
+    return Config(embedding=first.embedding, terms=min((c.terms for c in configs), key=repr))
+
+
+def _write(target: Store, found: federate.Federation, fp: str, *, terms: TermsConfig, spaces: Mapping[str, str], match: Match) -> None:
+    rows = found.union.rows
+    target.create_table("topic_terms")
+
+    def put(table: str, content: pa.Table) -> None:
+        target.replace(table, content.cast(TABLES[table].schema), stage="merge", unit_fingerprint=fp)
+
+    put("site_topics", rows)
+    put("pilots", found.union.pilots)
+    weighted = summed(rows, found.topics, terms)
+    put("topic_terms", weighted)
+    words = {topic: [term for term, _ in best] for topic, best in top_terms(weighted.to_batches(), terms.top_n_words).items()}
+    names, conflicts = federate.labels(found)
+    put("topics", _topics(found, words, names, one_space=len(spaces) == 1))
+    put("topic_lineage", _lineage(found))
+    put("topic_labels", _labels(found, words, names, conflicts))
+
+
+def _topics(found: federate.Federation, words: Mapping[int, list[str]], names: Mapping[int, str], *, one_space: bool) -> pa.Table:
+    rows = found.union.rows
+    sizes = rows["size"].to_numpy()
+    described = []
+    for topic in range(OUTLIER, found.merged.number):
+        members = np.flatnonzero(found.topics == topic)
+        if len(members) == 0:
+            continue
+        centre = unit(federate.vector_sums(rows.take(members)).sum(axis=0, keepdims=True))[0] if one_space else np.zeros(0)
+        described.append(
+            {
+                "topic_id": topic,
+                "topic_key": "" if topic == OUTLIER else found.merged.keys[topic],
+                "kind": "outliers" if topic == OUTLIER else "found",
+                "size": int(sizes[members].sum()),
+                "reference_vector": centre.astype(np.float32).tolist(),
+                "cutoff": None if topic == OUTLIER else -2.0,
+                "parent_id": None,
+                "label": names.get(topic) or name(topic, words.get(topic, [])),
+                "keywords": words.get(topic, []),
+                "representative_docs": [],
+            }
+        )
+    return pa.Table.from_pylist(described, schema=TABLES["topics"].schema)
+
+
+def _lineage(found: federate.Federation) -> pa.Table:
+    rows = found.union.rows
+    n = rows.num_rows
+    return pa.table(
+        {
+            "site": rows["site"],
+            "partition_id": pa.repeat("", n),
+            "local_topic": pa.nulls(n, pa.int32()),
+            "topic_key": rows["topic_key"],
+            "size": rows["size"],
+            "topic_id": pa.array(found.topics, pa.int32()),
+            "similarity": pa.array(found.similarities),
+        }
+    )
+
+
+def _labels(
+    found: federate.Federation, words: Mapping[int, list[str]], names: Mapping[int, str], conflicts: Mapping[int, list[str]]
+) -> pa.Table:
+    described: list[dict[str, Any]] = []
+    for topic in sorted(set(map(int, found.topics))):
+        terms = words.get(topic, [])
+        described.append({"topic_id": topic, "aspect": "ctfidf", "label": name(topic, terms), "terms": terms, "status": "ok", "detail": ""})
+        if topic in names:
+            others = conflicts.get(topic, [])
+            detail = f"other sites call it: {'; '.join(others)}" if others else ""
+            described.append({"topic_id": topic, "aspect": "manual", "label": names[topic], "terms": [], "status": "ok", "detail": detail})
+    return pa.Table.from_pylist(described, schema=TABLES["topic_labels"].schema)

@@ -1,0 +1,246 @@
+"""Merge stores of many sites: a function of the set of their leaves (``site_topics``), never of their documents.
+
+What makes the outcome independent of order, grouping and repetition:
+
+* of one site (``site_id``) only the newest generation counts, and of that the rows that hold most terms, so that
+  yesterday's statistics are not counted beside today's, nor an export beside the store it came from;
+* leaves of equal content are one leaf;
+* merging rests on the leaves in canonical order, with sums that are exact;
+* a merged store holds the union of its inputs' leaves, so that merging it again starts from the same set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from topicscale.cluster import Float64, Int64
+from topicscale.errors import RequestError
+from topicscale.leaf_terms import hashed, reconciled
+from topicscale.merge import Leaves, Merged, leaf_key, merge
+from topicscale.tables import OUTLIER, TABLES
+
+OUTLIERS = "outliers"
+"""The ``topic_key`` of outliers' leaves."""
+
+
+@dataclass(frozen=True)
+class Union:
+    """The leaves and pilots of several stores, each once, in canonical order."""
+
+    rows: pa.Table
+    """``site_topics``, topics before outliers, by content."""
+    keys: tuple[str, ...]
+    """Content of each row."""
+    pilots: pa.Table
+    spaces: dict[str, str] = field(default_factory=dict)
+    """Embedding space -> the model's name."""
+
+    @property
+    def outliers(self) -> npt.NDArray[np.bool_]:
+        """Which rows are outliers' leaves."""
+        return np.asarray(pc.equal(self.rows["topic_key"], OUTLIERS).to_numpy(zero_copy_only=False), dtype=bool)
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Topics merged over sites."""
+
+    union: Union
+    merged: Merged
+    topics: Int64
+    """(rows,): the topic of each row of the union, -1 for outliers."""
+    similarities: npt.NDArray[np.float32]
+    """(rows,): cosine of each leaf to its topic; 0 for outliers."""
+    vocabulary: str
+    """The settings all terms were counted with, as JSON."""
+    min_documents: int
+    """Terms in fewer documents of a leaf may be missing from the sums; 1: the sums are exact."""
+
+
+def unite(site_topics: Sequence[pa.Table], pilots: Sequence[pa.Table]) -> Union:
+    """Return the union of stores' leaves.
+
+    Parameters
+    ----------
+    site_topics, pilots : sequences of Table
+        By the contract's schemas, with ``site``, ``site_id`` and ``generation`` filled in.
+    """
+    rows = pa.concat_tables([table.select(TABLES["site_topics"].schema.names) for table in site_topics]).combine_chunks()
+    found = pa.concat_tables([table.select(TABLES["pilots"].schema.names) for table in pilots]).combine_chunks()
+    newest: dict[str, int] = {}
+    for source in (rows, found):
+        for site, generation in zip(source["site_id"].to_pylist(), source["generation"].to_pylist(), strict=True):
+            newest[site] = max(generation, newest.get(site, generation))
+    rows, found = _newest(rows, newest), _newest(found, newest)
+    fullest: dict[str, int] = {}
+    for site, least in zip(rows["site_id"].to_pylist(), rows["min_documents"].to_pylist(), strict=True):
+        fullest[site] = min(least, fullest.get(site, least))
+    sites, least = rows["site_id"].to_pylist(), rows["min_documents"].to_pylist()
+    rows = rows.filter(pa.array([fullest[s] == m for s, m in zip(sites, least, strict=True)], pa.bool_()))
+    rows, keys = _distinct_leaves(rows)
+    spaces = dict(sorted(set(zip(rows["embedding_space"].to_pylist(), rows["embedding_model"].to_pylist(), strict=True))))
+    return Union(rows, keys, _distinct_pilots(found), spaces)
+
+
+def federate(union: Union, *, height: float | None = None, similarity: float | None = None, match: str = "embeddings") -> Federation:
+    """Return the topics of a union.
+
+    Parameters
+    ----------
+    height, similarity : float
+        Exactly one: see :func:`topicscale.merge.merge`.
+    match : {"embeddings", "terms"}
+        What topics are compared by: their mean vectors, which needs one embedding space, or their c-TF-IDF weights.
+
+    Raises
+    ------
+    RequestError
+        The leaves live in different embedding spaces, or their terms were counted with different settings.
+    """
+    outliers = union.outliers
+    inside = np.flatnonzero(~outliers)
+    sizes = union.rows["size"].to_numpy()
+    terms = reconciled(union.rows["vocabulary"].to_pylist())
+    if match == "terms":
+        sums = hashed(union.rows) * sizes[:, None]
+    else:
+        check_spaces(union)
+        sums = vector_sums(union.rows)
+    leaves, index = Leaves.of(sizes[inside], sums[inside])
+    merged = merge(leaves, height=height, similarity=similarity)
+    topics = np.full(len(sizes), OUTLIER, np.int64)
+    topics[inside] = merged.labels[index]
+    similarities = np.zeros(len(sizes), np.float32)
+    similarities[inside] = merged.similarities[index]
+    least = union.rows["min_documents"].to_pylist()
+    return Federation(union, merged, topics, similarities, terms, max(least, default=1))
+
+
+def check_spaces(union: Union) -> None:
+    """Raise RequestError when the leaves live in more than one embedding space."""
+    if len(union.spaces) > 1:
+        told = []
+        for space, model in union.spaces.items():
+            of = sorted(set(union.rows.filter(pc.equal(union.rows["embedding_space"], space))["site"].to_pylist()))
+            told.append(f"{model} [{space[:8]}] ({', '.join(of[:5])}{' ...' if len(of) > 5 else ''})")
+        raise RequestError(
+            f"Stores can only be merged by embeddings of one model. Got {len(told)} instead: {'; '.join(told)}. "
+            "Match them by their words with --match terms, or embed one side again with the other's model."
+        )
+
+
+def vector_sums(rows: pa.Table) -> Float64:
+    """Return ``vector_sum`` as a matrix (rows, d) float64."""
+    if rows.num_rows == 0:
+        return np.zeros((0, 0))
+    column = rows["vector_sum"].combine_chunks()
+    flat = (pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column).flatten()
+    return np.asarray(flat.to_numpy(zero_copy_only=False), dtype=np.float64).reshape(rows.num_rows, -1)
+
+
+def labels(federation: Federation) -> tuple[dict[int, str], dict[int, list[str]]]:
+    """Return each topic's given name (that of most documents; equal ones alphabetically), and the names it won over."""
+    votes: dict[int, dict[str, int]] = {}
+    rows = federation.union.rows
+    for topic, label, size in zip(federation.topics, rows["label"].to_pylist(), rows["size"].to_pylist(), strict=True):
+        if label and topic >= 0:
+            of = votes.setdefault(int(topic), {})
+            of[label] = of.get(label, 0) + size
+    ranked = {topic: sorted(of, key=lambda name: (-of[name], name)) for topic, of in votes.items()}
+    return {topic: names[0] for topic, names in ranked.items()}, {topic: names[1:] for topic, names in ranked.items() if names[1:]}
+
+
+def by_site(federation: Federation) -> list[dict[str, Any]]:
+    """Return, for each site by name: its documents, its topics, and which of them other sites share.
+
+    ``shared`` and ``only_here`` list the site's own leaves with the merged topic and the similarity to it.
+    """
+    rows = federation.union.rows
+    ids, names = rows["site_id"].to_pylist(), rows["site"].to_pylist()
+    holders: dict[int, set[str]] = {}
+    for topic, site in zip(federation.topics, ids, strict=True):
+        holders.setdefault(int(topic), set()).add(site)
+    found: dict[str, dict[str, Any]] = {}
+    keys, sizes = rows["topic_key"].to_pylist(), rows["size"].to_pylist()
+    columns = zip(ids, names, federation.topics, keys, sizes, federation.similarities, strict=True)
+    for site, name, topic, key, size, similarity in columns:
+        entry = found.setdefault(site, {"site": name, "documents": 0, "outliers": 0, "shared": [], "only_here": []})
+        entry["documents"] += size
+        if topic == OUTLIER:
+            entry["outliers"] += size
+            continue
+        kind = "shared" if len(holders[int(topic)]) > 1 else "only_here"
+        entry[kind].append({"topic_key": key, "topic_id": int(topic), "size": size, "similarity": round(float(similarity), 4)})
+    for entry in found.values():
+        for kind in ("shared", "only_here"):
+            entry[kind].sort(key=lambda leaf: (leaf["topic_id"], -leaf["size"], leaf["topic_key"]))
+    return sorted(found.values(), key=lambda entry: (entry["site"], -entry["documents"]))
+
+
+def height(pilots: pa.Table) -> float:
+    """Return the granularity that sites found on their own documents: the median, weighted by documents and agreement.
+
+    Raises
+    ------
+    RequestError
+        No site found any (models that came from elsewhere, or sites too small to be divided).
+    """
+    found = [row for row in pilots.to_pylist() if row["agreement"] > 0 and row["height"] > 0]
+    if not found:
+        raise RequestError("No store says at which similarity its topics are one topic. Give it: --similarity 0.75, for example.")
+    found.sort(key=lambda row: (row["height"], row["pilot_key"]))
+    weights = np.cumsum([row["documents"] * row["agreement"] for row in found])
+    return float(found[int(np.searchsorted(weights, weights[-1] / 2))]["height"])
+
+
+def _newest(table: pa.Table, newest: dict[str, int]) -> pa.Table:
+    current = [newest[s] == g for s, g in zip(table["site_id"].to_pylist(), table["generation"].to_pylist(), strict=True)]
+    return table.filter(pa.array(current, pa.bool_()))
+
+
+def _distinct_leaves(rows: pa.Table) -> tuple[pa.Table, tuple[str, ...]]:
+    """Return the rows in canonical order, leaves of equal content once, and each one's content key."""
+    sizes, sums = rows["size"].to_pylist(), vector_sums_ragged(rows)
+    outlier = [key == OUTLIERS for key in rows["topic_key"].to_pylist()]
+    keys = [f"{int(o)}{leaf_key(size, row)}" for o, size, row in zip(outlier, sizes, sums, strict=True)]
+    # of copies the same one is kept whatever the order: the most complete, then by name
+    sites, ids = rows["site"].to_pylist(), rows["site_id"].to_pylist()
+    names, least = rows["label"].to_pylist(), rows["min_documents"].to_pylist()
+    order = sorted(range(len(keys)), key=lambda i: (keys[i], least[i], not names[i], names[i], sites[i], ids[i]))
+    kept = [i for position, i in enumerate(order) if position == 0 or keys[order[position - 1]] != keys[i]]
+    return rows.take(pa.array(kept, pa.int64())), tuple(keys[i] for i in kept)
+
+
+def vector_sums_ragged(rows: pa.Table) -> list[Float64]:
+    """Return each row's ``vector_sum``; two embedding spaces may have different lengths."""
+    found: list[Float64] = []
+    for chunk in rows["vector_sum"].chunks:
+        offsets = chunk.offsets.to_numpy()
+        flat = np.asarray(chunk.values.to_numpy(zero_copy_only=False), dtype=np.float64)
+        found += [flat[a:b] for a, b in pairwise(offsets)]
+    return found
+
+
+def _distinct_pilots(rows: pa.Table) -> pa.Table:
+    keys, sites = rows["pilot_key"].to_pylist(), rows["site"].to_pylist()
+    order = sorted(range(len(keys)), key=lambda i: (keys[i], sites[i]))
+    kept = [i for position, i in enumerate(order) if position == 0 or keys[order[position - 1]] != keys[i]]
+    return rows.take(pa.array(kept, pa.int64()))
+
+
+def fingerprint(union: Union, *options: Any) -> str:
+    """Return a digest of a union and the options of its merge."""
+    digest = hashlib.sha256(repr(options).encode())
+    for values in (union.keys, union.rows["label"].to_pylist(), union.rows["site"].to_pylist(), union.rows["min_documents"].to_pylist()):
+        digest.update(repr(list(values)).encode())
+    digest.update(repr(union.pilots["pilot_key"].to_pylist()).encode())
+    return digest.hexdigest()[:32]
