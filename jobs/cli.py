@@ -95,6 +95,11 @@ def _run(options: argparse.Namespace) -> int:
         result = run(config, options.store, ui=ui)
     except BrokenPipeError as error:  # an engine's; that of a reader who has left our output is no failure
         raise JobFailed("The connection to an engine broke. What is finished is kept: run the same command again to go on.") from error
+    return _ended(result, options)
+
+
+def _ended(result: Any, options: argparse.Namespace) -> int:
+    """Print how a run ended and return the exit code."""
     if options.json:
         print(json.dumps(dataclasses.asdict(result), indent=2))
     elif result.nothing_to_do:
@@ -141,6 +146,19 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     found = evaluate(options.store, labels=options.labels)
     print(json.dumps(found, indent=2) if options.json else describe(found))
+    return DONE
+
+
+def _update(options: argparse.Namespace) -> int:
+    from jobs import update
+
+    if options.refit == bool(options.input):
+        raise RequestError("update must be given either --input (new documents) or --refit (fit all documents anew).")
+    if options.refit:
+        result = update.refit(options.store, overrides=options.set, ui=_ui(options))
+        return _ended(result, options)
+    found = update.update(options.input, options.store, overrides=options.set, ui=_ui(options))
+    print(json.dumps(found, indent=2) if options.json else update.describe(found))
     return DONE
 
 
@@ -219,6 +237,18 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="check everything and print the plan, start nothing")
     run.add_argument("--quiet", action="store_true", help="warnings and errors only")
 
+    update = add(
+        "update",
+        _update,
+        "Add new documents to a store. They are assigned to the topics there are; what fits none becomes new topics. "
+        "Ids of topics and assignments of older documents never change, except with --refit.",
+    )
+    update.add_argument("--input", nargs="+", metavar="PATH", help="the new documents, laid out as those of the store's run")
+    update.add_argument("--refit", action="store_true", help="fit the topics of all documents anew, as a new generation")
+    update.add_argument(
+        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="input.* for this batch; with --refit any value"
+    )
+    update.add_argument("--quiet", action="store_true", help="warnings and errors only")
     merge = add(
         "merge",
         _merge,

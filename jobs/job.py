@@ -21,7 +21,9 @@ from topicscale.errors import JobFailed
 from topicscale.store import Store, UnitWrite
 from topicscale.tables import TABLES
 
-CODE = {"ingest": 1, "embed": 1, "cluster": 1, "calibrate": 1, "refine": 1, "assign": 1, "terms": 1, "map": 1, "publish": 1}
+CODE = dict.fromkeys(
+    ("ingest", "embed", "cluster", "calibrate", "refine", "assign", "terms", "map", "publish", "batch", "add", "forget"), 1
+)
 """Raised when a stage's code makes other rows of the same input, so that old results are not taken for new ones."""
 FLUSH_UNITS, FLUSH_SECONDS = 64, 3.0
 """Finished units are committed together once there are so many, or the oldest waited so long."""
@@ -46,6 +48,8 @@ class Job:
     run_id: str
     ui: Ui
     engines: Engines
+    adds: bool = False
+    """Units are added beside what the tables hold; otherwise partitions that the plan no longer has are removed."""
     failed: dict[str, dict[str, str]] = field(default_factory=dict)
     """stage -> partition -> why."""
     worked: set[str] = field(default_factory=set)
@@ -125,7 +129,7 @@ class Job:
             self.worked.add(stage)
             arguments = prepare(pending)
             done |= self._drive(stage, method, pending, tables, fingerprints, rows, arguments)
-        for table in tables:
+        for table in () if self.adds else tables:
             self.store.retain(table, stage, done)
         self.flush()
         self.timings[stage] = self.timings.get(stage, 0.0) + time.monotonic() - began

@@ -19,7 +19,7 @@ from ray_actors import runtime
 from topicscale import cluster as clustering
 from topicscale import inputs, models
 from topicscale.config import Config
-from topicscale.errors import JobFailed
+from topicscale.errors import JobFailed, StoreError
 from topicscale.store import Snapshot, Store, says
 
 
@@ -75,16 +75,27 @@ def run(config: Config, store: str, *, ui: Ui | None = None) -> Result:
     JobFailed
         Too much of the input is bad, or no partition could be finished.
     """
-    ui = ui or Ui()
-    began = time.monotonic()
     plan = validate(config)
-    target = Store(store, create=True)
+    return _run(config, Store(store, create=True), plan, ui=ui or Ui(), fitted_batches=0)
+
+
+def fit(config: Config, store: str, *, ui: Ui | None = None, fitted_batches: int) -> Result:
+    """Run all stages after ingest on the documents that a store holds (see :func:`jobs.update.refit`)."""
+    clustering.check(config.cluster)
+    runtime.local_plan(config.ray)
+    if config.input.embedding_column is None:
+        models.check(config.embedding)
+    return _run(config, Store(store), None, ui=ui or Ui(), fitted_batches=fitted_batches)
+
+
+def _run(config: Config, target: Store, plan: inputs.InputPlan | None, *, ui: Ui, fitted_batches: int) -> Result:
+    began = time.monotonic()
     run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
     with target.lock(run_id):
-        engines = Engines(config, rows=plan.rows)
+        engines = Engines(config, rows=plan.rows if plan is not None else None)
         job = Job(target, config, run_id, ui, engines)
         try:
-            snapshot = _stages(job, plan)
+            snapshot = _stages(job, plan, fitted_batches)
         except KeyboardInterrupt:
             ui.log("warning", f"Interrupted. What is finished is kept: run the same command again to go on. (store {target.uri})")
             raise
@@ -108,11 +119,8 @@ def run(config: Config, store: str, *, ui: Ui | None = None) -> Result:
     )
 
 
-def _stages(job: Job, plan: inputs.InputPlan) -> Snapshot:
-    if not ingest.is_done(job, ingest.print_of(job, plan)):
-        # Ray starts and loads the model while Spark reads the input
-        job.engines.begin(**_warm(job.config))
-    partitions = ingest.ingest(job, plan)
+def _stages(job: Job, plan: inputs.InputPlan | None, fitted_batches: int) -> Snapshot:
+    partitions = ingest.read_partitions(job) if plan is None else _ingested(job, plan)
     rows = {p.partition_id: p.rows for p in partitions}
 
     space = embed.space_of(job)
@@ -145,12 +153,27 @@ def _stages(job: Job, plan: inputs.InputPlan) -> Snapshot:
         "model": job.config.embedding.model,
         "height": height,
         "failed": job.failed,
+        "fitted_batches": fitted_batches,
     }
     return job.store.publish(
         configuration=job.config.to_dict(),
         summary=summary,
         unit_fingerprint=job.print_of("publish", published, {stage: sorted(units) for stage, units in job.failed.items()}),
     )
+
+
+def _ingested(job: Job, plan: inputs.InputPlan) -> list[Partition]:
+    done = ingest.is_done(job, ingest.print_of(job, plan))
+    if batches := job.store.read("batches").num_rows:
+        raise StoreError(
+            f"The store {job.store.uri!r} holds {batches} batches that `update` added, which a run of its first input alone would drop. "
+            f"Add documents with: topicscale update --input ... --store {job.store.uri}   Fit all that is there anew with: "
+            f"topicscale update --refit --store {job.store.uri}"
+        )
+    if not done:
+        # Ray starts and loads the model while Spark reads the input
+        job.engines.begin(**_warm(job.config))
+    return ingest.ingest(job, plan)
 
 
 def _warm(config: Config) -> dict[str, dict[str, Any]]:

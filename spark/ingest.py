@@ -76,7 +76,7 @@ def ingest(
         raise InputError(f"partition.column names {column!r}, which the input lacks. Its columns: {', '.join(rows.names)}.")
     cleaned = clean(rows, config.input, dimension=plan.dimension, partition_column=column)
     by_id = config.input.id_column is not None
-    faults, values = _count(cleaned, by_value=column is not None, by_id=by_id)
+    faults, values = count(cleaned, by_value=column is not None, by_id=by_id)
     good = faults.pop(None, 0)
     total = good + sum(faults.values())
     if not total:
@@ -88,18 +88,18 @@ def ingest(
         partitioner = by_hash(config.partition, documents=good)
 
     vectors = ["embedding"] if config.input.embedding_column else []
-    documents = _identify(cleaned.frame, partitioner, by_id=by_id, duplicates="duplicate_id" in faults)
+    documents = identify(cleaned.frame, partitioner, by_id=by_id, duplicates="duplicate_id" in faults)
     documents = documents.select("doc_id", "partition_id", "text", "text_hash", *cleaned.kept, *vectors)
-    refused = _refused(spark, cleaned.frame, faults)
+    rejected = refused(spark, cleaned.frame, faults)
     with ThreadPoolExecutor(2) as pool:  # much of a commit is waiting
         writes = [
             pool.submit(replace_table, frame, store_uri, name, txn=txn)
-            for frame, name in ((documents, "documents"), (refused, "quarantine"))
+            for frame, name in ((documents, "documents"), (rejected, "quarantine"))
         ]
         for write in writes:
             write.result()
 
-    partitions = _summarise(spark, store_uri, partitioner, values, vectors=vectors)
+    partitions = summarise(spark, store_uri, partitioner, values, vectors=vectors)
     written = sum(partition.rows for partition in partitions)
     if written != good:  # before the last table, which is what makes ingest count as done
         raise JobFailed(f"The input changed while it was read: {good} documents were counted and {written} written. Run the job again.")
@@ -108,7 +108,7 @@ def ingest(
     return IngestResult(total, good, dict(sorted(faults.items())), partitions, cleaned.renamed, cleaned.changed)
 
 
-def _count(cleaned: Clean, *, by_value: bool, by_id: bool) -> tuple[dict[str | None, int], dict[str | None, int]]:
+def count(cleaned: Clean, *, by_value: bool, by_id: bool) -> tuple[dict[str | None, int], dict[str | None, int]]:
     """Return rows by reason (None: documents), and documents by value of the partition column."""
     frame = cleaned.frame
     value = F.when(F.col(REASON).isNull(), F.col("_value"))
@@ -131,7 +131,7 @@ def _count(cleaned: Clean, *, by_value: bool, by_id: bool) -> tuple[dict[str | N
     return faults, values
 
 
-def _identify(frame: DataFrame, partitioner: Partitioner, *, by_id: bool, duplicates: bool) -> DataFrame:
+def identify(frame: DataFrame, partitioner: Partitioner, *, by_id: bool, duplicates: bool) -> DataFrame:
     """Return the documents with ``doc_id`` and ``partition_id``, each partition's rows together.
 
     Without an id column the id is the digest of the row's content; of identical rows, which are of one partition since
@@ -155,28 +155,30 @@ def _ranked(frame: DataFrame) -> DataFrame:
     return frame.withColumn("_rank", F.row_number().over(Window.partitionBy("_id").orderBy(CONTENT)))
 
 
-def _refused(spark: SparkSession, frame: DataFrame, faults: Mapping[str | None, int]) -> DataFrame:
+def refused(spark: SparkSession, frame: DataFrame, faults: Mapping[str | None, int]) -> DataFrame:
+    """Return the rows of ``quarantine``."""
     columns = [F.col(SOURCE).alias("source"), F.col(REASON).alias("reason"), F.col(RAW).alias("raw")]
     if not faults:
         return spark.createDataFrame([], "source string, reason string, raw string")
-    refused = frame.where(F.col(REASON).isNotNull())
+    rejected = frame.where(F.col(REASON).isNotNull())
     if "duplicate_id" in faults:
         again = (
             _ranked(frame.where(F.col(REASON).isNull())).where(F.col("_rank") > 1).withColumn(REASON, F.lit("duplicate_id")).drop("_rank")
         )
-        refused = refused.unionByName(again)
-    return refused.select(*columns)
+        rejected = rejected.unionByName(again)
+    return rejected.select(*columns)
 
 
-def _summarise(
-    spark: SparkSession, store_uri: str, partitioner: Partitioner, values: Mapping[str | None, int], *, vectors: list[str]
+def summarise(
+    spark: SparkSession, store_uri: str, partitioner: Partitioner, values: Mapping[str | None, int], *, vectors: list[str], ending: str = ""
 ) -> tuple[PartitionInfo, ...]:
-    """Return what was written, partition by partition, read from the table itself."""
+    """Return what was written, partition by partition (those whose ids end so), read from the table itself."""
     named = {short_hash(value): value for value in values}
     key = ["doc_id", "text_hash", *vectors]
     one, other = F.xxhash64(*key), F.xxhash64(F.lit("other"), *key)
     rows = (
         load(spark, store_uri, "documents")
+        .where(F.col("partition_id").endswith(ending))
         .groupBy("partition_id")
         .agg(
             F.count("*").alias("rows"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pyspark import StorageLevel
@@ -54,6 +54,72 @@ def count_terms(
     finally:
         counted.unpersist()
     return TermCounts(rows, len(topics), sum(totals.values()))
+
+
+def add_terms(
+    spark: SparkSession,
+    config: TermsConfig,
+    *,
+    store_uri: str,
+    partitions: Sequence[str],
+    versions: Mapping[str, int],
+    classes: int,
+    txn: Mapping[str, tuple[str, int]],
+) -> TermCounts:
+    """Replace ``topic_terms`` with the counts it had, and those of the documents of some partitions, weighted anew.
+
+    Exact where every term is counted (``min_df`` of 1); otherwise the corpus is counted again as a whole, since a term
+    that was too rare before is in no sum.
+
+    Parameters
+    ----------
+    versions : mapping
+        Of ``documents`` and ``assignments``, which hold the partitions, and of ``topic_terms``, which is added to.
+    """
+    if config.min_df > 1:
+        return count_terms(spark, config, store_uri=store_uri, versions={k: v for k, v in versions.items() if k != "topic_terms"}, txn=txn)
+    documents, assignments = (
+        load(spark, store_uri, name, version=versions[name]).where(F.col("partition_id").isin(list(partitions)))
+        for name in ("documents", "assignments")
+    )
+    joined = documents.select("doc_id", "partition_id", "text").join(
+        assignments.select("doc_id", "partition_id", "topic_id"), ["partition_id", "doc_id"]
+    )
+    new = counts(joined, config, dictionaries=has_dictionaries(spark)).drop("frequency")
+    held = load(spark, store_uri, "topic_terms", version=versions["topic_terms"]).drop("weight")
+    return write_terms(spark, config, [held, new], store_uri=store_uri, classes=classes, txn=txn)
+
+
+def write_terms(
+    spark: SparkSession,
+    config: TermsConfig,
+    parts: Sequence[DataFrame],
+    *,
+    store_uri: str,
+    classes: int,
+    txn: Mapping[str, tuple[str, int]],
+) -> TermCounts:
+    """Replace ``topic_terms`` with the sum of parts (``topic_id``, ``term``, ``count``, ``documents``), weighted anew.
+
+    Parameters
+    ----------
+    classes : int
+        Topics that have documents, outliers among them.
+    """
+    union = parts[0]
+    for part in parts[1:]:
+        union = union.unionByName(part)
+    per_topic = union.groupBy("topic_id", "term").agg(F.sum("count").alias("count"), F.sum("documents").alias("documents"))
+    per_topic = per_topic.where(F.col("count") > 0)
+    frequency = per_topic.groupBy("term").agg(F.sum("count").alias("frequency"))
+    counted = per_topic.join(frequency, "term").persist(StorageLevel.MEMORY_AND_DISK)
+    try:
+        totals = {row["topic_id"]: row["total"] for row in counted.groupBy("topic_id").agg(F.sum("count").alias("total")).collect()}
+        replace_table(weigh(spark, counted, totals, classes=classes, config=config), store_uri, "topic_terms", txn=txn)
+        rows = counted.count()
+    finally:
+        counted.unpersist()
+    return TermCounts(rows, len(totals), sum(totals.values()))
 
 
 def counts(frame: DataFrame, config: TermsConfig, *, dictionaries: bool) -> DataFrame:

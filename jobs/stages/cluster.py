@@ -25,8 +25,11 @@ REPRESENTATIVES = 3
 
 def prints_of(job: Job, partitions: list[Partition], embedded: dict[str, str]) -> dict[str, str]:
     """Return the fingerprint of each partition in ``embedded`` (partition -> embed fingerprint)."""
-    size = min_cluster_size(job, partitions)
-    fine = _fine(job, partitions)
+    return prints_for(job, embedded, size=min_cluster_size(job, partitions), fine=_fine(job, partitions))
+
+
+def prints_for(job: Job, embedded: dict[str, str], *, size: int, fine: bool) -> dict[str, str]:
+    """Return the fingerprint of each partition in ``embedded``, clustered with a given smallest local topic."""
     return {pid: job.print_of("cluster", fp, job.config.cluster, size, fine, REPRESENTATIVES) for pid, fp in embedded.items()}
 
 
@@ -44,7 +47,13 @@ def min_cluster_size(job: Job, partitions: list[Partition]) -> int:
 
 def cluster(job: Job, partitions: list[Partition], embedded: dict[str, str]) -> list[str]:
     """Return the partitions that have their local topics, after clustering what is missing."""
-    size = min_cluster_size(job, partitions)
+    fingerprints = prints_of(job, partitions, embedded)
+    rows = {p.partition_id: p.rows for p in partitions}
+    return cluster_for(job, fingerprints, rows, size=min_cluster_size(job, partitions), fine=_fine(job, partitions))
+
+
+def cluster_for(job: Job, fingerprints: dict[str, str], rows: dict[str, int], *, size: int, fine: bool) -> list[str]:
+    """Return the partitions of ``fingerprints`` that have their local topics, after clustering what is missing."""
 
     def prepare(pending: list[str]) -> Callable[[str], dict[str, Any]]:
         version = job.store.table("embeddings").version()
@@ -56,20 +65,14 @@ def cluster(job: Job, partitions: list[Partition], embedded: dict[str, str]) -> 
                 "partition_id": partition_id,
                 "embeddings_version": version,
                 "min_cluster_size": size,
-                "fine": _fine(job, partitions),
+                "fine": fine,
                 "representatives": REPRESENTATIVES,
             }
 
         return arguments
 
-    rows = {p.partition_id: p.rows for p in partitions}
     return job.run_units(
-        "cluster",
-        "cluster",
-        tables=["local_assignments", "local_topics"],
-        fingerprints=prints_of(job, partitions, embedded),
-        rows=rows,
-        prepare=prepare,
+        "cluster", "cluster", tables=["local_assignments", "local_topics"], fingerprints=fingerprints, rows=rows, prepare=prepare
     )
 
 

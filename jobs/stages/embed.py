@@ -52,8 +52,9 @@ def embed(job: Job, partitions: list[Partition]) -> list[str]:
         embeddings = job.store.table("embeddings")
         held = {row["partition_id"] for row in embeddings.partitions()}
         reuse = None
-        # vectors of the same texts in other partitions: only when partitions were made that never had any
-        if not precomputed and held and not set(pending) <= held and _holds(job, space):
+        # vectors of the same texts in other partitions: only when partitions were made that never had any. A batch is new:
+        # looking through all that is held would cost more than it could save
+        if not job.adds and not precomputed and held and not set(pending) <= held and _holds(job, space):
             from spark import reuse as shell
 
             shutil.rmtree(scratch, ignore_errors=True)

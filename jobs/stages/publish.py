@@ -73,7 +73,7 @@ def publish(
 
     def on_ray() -> tuple[Sums, list[list[Nearest]]] | None:
         _place(job, placed, topics, sorted(assigned), rows)
-        return None if done else _summarise(job, len(topics.keys), sorted(assigned), rows)
+        return None if done else summarise(job, len(topics.keys), sorted(assigned), rows)
 
     if not says(job.store.unit_version("topic_terms", "terms"), terms):
         # before the thread: starting the JVM forks, and OpenBLAS, which empties its thread pool at a fork, hangs for ever
@@ -91,11 +91,11 @@ def publish(
         return fp
     sums, nearest = summary
     began = time.monotonic()
-    texts = _texts(job, nearest)
+    texts = read_texts(job, nearest)
     keywords = top_terms(job.store.read_batches("topic_terms", ["topic_id", "term", "weight"]), job.config.terms.top_n_words)
     _write_topics(job, fp, topics, sums, keywords, nearest, texts)
     _write_lineage(job, fp, topics, partitions=clustered, height=height)
-    _write_sites(job, fp, topics, sums, space)
+    write_sites(job, fp, topics, sums, space)
     job.whole("publish", fp, rows=len(topics.keys), seconds=time.monotonic() - began)
     return fp
 
@@ -127,7 +127,7 @@ def _place(job: Job, fp: str, topics: Topics, partitions: list[str], rows: Mappi
     job.whole("map", fp, rows=table.num_rows, seconds=time.monotonic() - began)
 
 
-def _summarise(job: Job, number: int, partitions: list[str], rows: Mapping[str, int]) -> tuple[Sums, list[list[Nearest]]]:
+def summarise(job: Job, number: int, partitions: list[str], rows: Mapping[str, int]) -> tuple[Sums, list[list[Nearest]]]:
     """Return the whole corpus's statistics by topic (outliers first) and each topic's nearest documents with their partition."""
     versions = {
         "embeddings_version": job.store.table("embeddings").version(),
@@ -158,7 +158,7 @@ def _summarise(job: Job, number: int, partitions: list[str], rows: Mapping[str, 
     return total, nearest
 
 
-def _texts(job: Job, nearest: list[list[Nearest]]) -> dict[str, str]:
+def read_texts(job: Job, nearest: list[list[Nearest]]) -> dict[str, str]:
     by_partition: dict[str, list[str]] = {}
     for candidates in nearest:
         for _, doc_id, _, partition_id in candidates:
@@ -185,37 +185,38 @@ def _write_topics(
     nearest: list[list[Nearest]],
     texts: Mapping[str, str],
 ) -> None:
-    outlier_centre = unit(sums.vector_sums[:1])
-    dimensions = sums.vector_sums.shape[1]
     described: list[dict[str, Any]] = []
     labels: list[dict[str, Any]] = []
     for topic in range(OUTLIER, len(topics.keys)):
         if topic == OUTLIER and sums.counts[0] == 0:
             continue
         words = [term for term, _ in keywords.get(topic, [])]
-        outlier = topic == OUTLIER
-        described.append(
-            {
-                "topic_id": topic,
-                "topic_key": "" if outlier else topics.keys[topic],
-                "kind": "outliers" if outlier else "found",
-                "size": int(sums.counts[topic + 1]),
-                # the outliers' centre is told for the curious; nothing is assigned to it
-                "reference_vector": (outlier_centre[0] if outlier else topics.vectors[topic]).astype(np.float32).tolist()
-                if dimensions
-                else [],
-                "cutoff": None if outlier else float(topics.cutoffs[topic]),
-                "parent_id": None,
-                "label": name(topic, words),
-                "keywords": words,
-                "representative_docs": [] if outlier else [texts[doc_id] for _, doc_id, _, _ in nearest[topic] if doc_id in texts],
-            }
-        )
+        shown = [] if topic == OUTLIER else [texts[doc_id] for _, doc_id, _, _ in nearest[topic] if doc_id in texts]
+        described.append(topic_row(topic, topics, sums, words, shown))
         labels.append({"topic_id": topic, "aspect": "ctfidf", "label": name(topic, words), "terms": words, "status": "ok", "detail": ""})
     job.store.replace("topics", pa.Table.from_pylist(described, schema=TABLES["topics"].schema), stage="publish", unit_fingerprint=fp)
     job.store.replace(
         "topic_labels", pa.Table.from_pylist(labels, schema=TABLES["topic_labels"].schema), stage="publish", unit_fingerprint=fp
     )
+
+
+def topic_row(topic: int, topics: Topics, sums: Sums, keywords: list[str], representative_docs: list[str]) -> dict[str, Any]:
+    """Return a row of ``topics``; ``sums`` has the outliers first."""
+    outlier = topic == OUTLIER
+    # the outliers' centre is told for the curious; nothing is assigned to it
+    vector = unit(sums.vector_sums[:1])[0] if outlier else topics.vectors[topic]
+    return {
+        "topic_id": topic,
+        "topic_key": "" if outlier else topics.keys[topic],
+        "kind": "outliers" if outlier else "found",
+        "size": int(sums.counts[topic + 1]),
+        "reference_vector": vector.astype(np.float32).tolist(),
+        "cutoff": None if outlier else float(topics.cutoffs[topic]),
+        "parent_id": None,
+        "label": name(topic, keywords),
+        "keywords": keywords,
+        "representative_docs": representative_docs,
+    }
 
 
 def _write_lineage(job: Job, fp: str, topics: Topics, *, partitions: int, height: float | None) -> None:
@@ -238,7 +239,7 @@ def _write_lineage(job: Job, fp: str, topics: Topics, *, partitions: int, height
     job.store.replace("topic_lineage", lineage, stage="publish", unit_fingerprint=fp)
 
 
-def _write_sites(job: Job, fp: str, topics: Topics, sums: Sums, space: str) -> None:
+def write_sites(job: Job, fp: str, topics: Topics, sums: Sums, space: str) -> None:
     """Write the leaves that merging stores reads: exact sums of what was assigned, outliers included, no text."""
     present = [t for t in range(OUTLIER, len(topics.keys)) if sums.counts[t + 1] > 0]
     keys = [leaf_key(int(sums.counts[t + 1]), sums.vector_sums[t + 1]) for t in present]

@@ -106,7 +106,11 @@ def refine(job: Job, clustered: Mapping[str, str], rows: Mapping[str, int], heig
 
 def assign(job: Job, embedded: Mapping[str, str], rows: Mapping[str, int], topics: Topics, refined: str) -> list[str]:
     """Return the partitions that have their assignments, after writing what is missing."""
-    fingerprints = assign_prints(job, embedded, refined)
+    return assign_to(job, assign_prints(job, embedded, refined), rows, topics)
+
+
+def assign_to(job: Job, fingerprints: Mapping[str, str], rows: Mapping[str, int], topics: Topics) -> list[str]:
+    """Return the partitions of ``fingerprints`` that have their assignments, after writing what is missing."""
 
     def prepare(pending: list[str]) -> Callable[[str], dict[str, Any]]:
         import ray

@@ -1,0 +1,221 @@
+"""What a batch of new documents does to the topics: found topics are appended, sums grow, nothing that was there moves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.job import Job, Partition
+from jobs.stages import publish
+from jobs.stages.refine import Topics
+from ray_actors.parts import to_matrix
+from topicscale.federate import vector_sums
+from topicscale.merge import leaf_key, topic_key
+from topicscale.novel import newcomers
+from topicscale.refine import Sums
+from topicscale.store import Snapshot, next_version, says, unit_id
+from topicscale.tables import OUTLIER, TABLES
+from topicscale.terms import name, top_terms
+
+
+@dataclass(frozen=True)
+class Base:
+    """The topics of the generation that a batch is added to."""
+
+    rows: list[dict[str, Any]]
+    """``topics`` by id, outliers first if there are any; ids of topics are 0 to k - 1."""
+    topics: Topics
+    sums: Sums
+    """(k + 1): outliers first."""
+
+
+def read_base(job: Job, base: Snapshot) -> Base:
+    """Return the topics of a generation, with their exact sums."""
+    table = job.store.read("topics", version=base.versions["topics"]).sort_by("topic_id")
+    rows = table.to_pylist()
+    found = [row for row in rows if row["topic_id"] != OUTLIER]
+    vectors = to_matrix(table.filter(pc.not_equal(table["topic_id"], OUTLIER))["reference_vector"])
+    sites = job.store.read("site_topics", version=base.versions["site_topics"])
+    present = [row["topic_id"] for row in rows if row["size"] > 0]  # in this order publish writes the leaves
+    matrix = vector_sums(sites)
+    sums = np.zeros((len(found) + 1, matrix.shape[1]))
+    counts = np.zeros(len(found) + 1, np.int64)
+    for topic, size, total in zip(present, sites["size"].to_pylist(), matrix, strict=True):
+        counts[topic + 1], sums[topic + 1] = size, total
+    topics = Topics(
+        [row["topic_key"] for row in found],
+        vectors,
+        np.array([row["cutoff"] for row in found], np.float32),
+        counts[1:],
+        np.full(len(found), -1, np.int64),
+    )
+    return Base(rows, topics, Sums(counts, sums))
+
+
+@dataclass(frozen=True)
+class Extended:
+    """Topics with those that a batch brought."""
+
+    topics: Topics
+    new: list[int]
+    """Ids of the new ones."""
+    leaves: pa.Table
+    """The batches' local topics that were looked at."""
+    of_leaf: npt.NDArray[np.int64]
+    """(leaves,): the new topic that each local topic makes, -1 for none."""
+
+
+def extend(job: Job, base: Base, partitions: list[str], *, height: float) -> Extended:
+    """Return the topics and those found in what fits none of them.
+
+    Candidates are the local topics of all batches since the topics were fitted, so that what comes a few documents a day
+    is seen once it is enough; documents of earlier batches stay where they were assigned.
+
+    Parameters
+    ----------
+    partitions : list of str
+        Partitions of those batches.
+    height : float
+        The granularity that the store was merged at.
+    """
+    rows = job.store.read("local_topics", ["partition_id", "local_topic", "size", "vector_sum"], partitions=partitions)
+    rows = rows.sort_by([("partition_id", "ascending"), ("local_topic", "ascending")])
+    sums, sizes = vector_sums(rows), rows["size"].to_numpy()
+    topics, k = base.topics, len(base.topics.keys)
+    of_leaf = newcomers(base.sums.counts[1:], base.sums.vector_sums[1:], sizes, sums, height=height, min_size=job.config.topics.min_size)
+    number = int(of_leaf.max(initial=-1)) + 1
+    if number == 0:
+        return Extended(topics, [], rows, of_leaf)
+    from topicscale.cluster import unit
+
+    keys, centres = [], []
+    for group in range(number):
+        members = np.flatnonzero(of_leaf == group)
+        keys.append(topic_key([leaf_key(int(sizes[i]), sums[i]) for i in members]))
+        centres.append(unit(sums[members].sum(axis=0, keepdims=True))[0])
+    # the batch alone says little about how far a new topic reaches: it reaches as far as the others do
+    cutoff = np.float32(np.median(topics.cutoffs)) if k else np.float32(-2.0)
+    extended = Topics(
+        topics.keys + keys,
+        np.concatenate([topics.vectors.reshape(k, -1 if k else len(centres[0])), np.array(centres, np.float32)]),
+        np.concatenate([topics.cutoffs, np.full(number, cutoff, np.float32)]),
+        np.concatenate([topics.sizes, np.zeros(number, np.int64)]),
+        np.concatenate([topics.merged, np.full(number, -1, np.int64)]),
+    )
+    return Extended(extended, list(range(k, k + number)), rows, np.where(of_leaf >= 0, of_leaf + k, -1))
+
+
+def publish_batch(
+    job: Job,
+    base: Snapshot,
+    before: Base,
+    found: Extended,
+    *,
+    fp: str,
+    partitions: list[Partition],
+    space: str,
+) -> Sums:
+    """Write the tables that describe topics, with the batch's documents added, and return the batch's own sums.
+
+    Everything is made of the base generation's rows and the batch's, so that a repeated call writes the same.
+    """
+    began = time.monotonic()
+    pids, rows = [p.partition_id for p in partitions], {p.partition_id: p.rows for p in partitions}
+    number = len(found.topics.keys)
+    added, nearest = publish.summarise(job, number, pids, rows)
+    total = Sums(_grown(before.sums.counts, number + 1) + added.counts, _grown(before.sums.vector_sums, number + 1) + added.vector_sums)
+    _add_terms(job, base, fp, pids, classes=int((total.counts > 0).sum()))
+    texts = publish.read_texts(job, [nearest[topic] for topic in found.new])
+    keywords = top_terms(job.store.read_batches("topic_terms", ["topic_id", "term", "weight"]), job.config.terms.top_n_words)
+    _write_topics(job, base, fp, before, found, total, keywords, nearest, texts)
+    _write_lineage(job, base, fp, found, set(pids))
+    publish.write_sites(job, fp, found.topics, total, space)
+    job.whole("publish", fp, rows=number, seconds=time.monotonic() - began)
+    return added
+
+
+def _grown(values: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
+    if len(values) == length:
+        return values
+    more = np.zeros((length - len(values), *values.shape[1:]), values.dtype)
+    return np.concatenate([values, more])
+
+
+def _add_terms(job: Job, base: Snapshot, fp: str, partitions: list[str], *, classes: int) -> None:
+    previous = job.store.unit_version("topic_terms", "terms")
+    if says(previous, fp):
+        return
+    from spark import terms as shell
+
+    began = time.monotonic()
+    versions = {table: job.store.table(table).version() for table in ("documents", "assignments")}
+    counted = shell.add_terms(
+        job.engines.spark,
+        job.config.terms,
+        store_uri=job.store.uri,
+        partitions=partitions,
+        versions={**versions, "topic_terms": base.versions["topic_terms"]},
+        classes=classes,
+        txn={"topic_terms": (unit_id("terms"), next_version(previous, fp))},
+    )
+    job.whole("terms", fp, rows=counted.rows, seconds=time.monotonic() - began)
+
+
+def _write_topics(
+    job: Job,
+    base: Snapshot,
+    fp: str,
+    before: Base,
+    found: Extended,
+    total: Sums,
+    keywords: Mapping[int, list[tuple[str, float]]],
+    nearest: list[list[publish.Nearest]],
+    texts: Mapping[str, str],
+) -> None:
+    described = {row["topic_id"]: dict(row) for row in before.rows}
+    words = {topic: [term for term, _ in best] for topic, best in keywords.items()}
+    if total.counts[0] and OUTLIER not in described:
+        described[OUTLIER] = publish.topic_row(OUTLIER, found.topics, total, words.get(OUTLIER, []), [])
+    for topic in found.new:
+        shown = [texts[doc_id] for _, doc_id, _, _ in nearest[topic] if doc_id in texts]
+        described[topic] = publish.topic_row(topic, found.topics, total, words.get(topic, []), shown)
+    for topic, row in described.items():
+        # names stay as they were: people refer to them
+        row |= {"size": int(total.counts[topic + 1]), "keywords": words.get(topic, [])}
+    rows = [described[topic] for topic in sorted(described)]
+    job.store.replace("topics", pa.Table.from_pylist(rows, schema=TABLES["topics"].schema), stage="publish", unit_fingerprint=fp)
+    kept = [row for row in job.store.read("topic_labels", version=base.versions["topic_labels"]).to_pylist() if row["aspect"] != "ctfidf"]
+    labels = [
+        {"topic_id": row["topic_id"], "aspect": "ctfidf", "label": name(row["topic_id"], row["keywords"]), "terms": row["keywords"]}
+        for row in rows
+    ]
+    table = pa.Table.from_pylist([{**row, "status": "ok", "detail": ""} for row in labels] + kept, schema=TABLES["topic_labels"].schema)
+    job.store.replace("topic_labels", table, stage="publish", unit_fingerprint=fp)
+
+
+def _write_lineage(job: Job, base: Snapshot, fp: str, found: Extended, present: set[str]) -> None:
+    """Append the batch's local topics: which became a new topic, and which did not (-1)."""
+    held = job.store.read("topic_lineage", version=base.versions["topic_lineage"])
+    sums, sizes = vector_sums(found.leaves), found.leaves["size"].to_pylist()
+    rows = []
+    for i, (pid, local) in enumerate(zip(found.leaves["partition_id"].to_pylist(), found.leaves["local_topic"].to_pylist(), strict=True)):
+        topic = int(found.of_leaf[i])
+        if pid not in present and topic < 0:
+            continue  # told when its own batch was added
+        similarity = float(found.topics.vectors[topic] @ sums[i] / max(np.linalg.norm(sums[i]), 1e-12)) if topic >= 0 else 0.0
+        leaf = {"site": "", "partition_id": pid, "local_topic": local, "topic_key": leaf_key(sizes[i], sums[i]), "size": sizes[i]}
+        rows.append({**leaf, "topic_id": topic, "similarity": similarity})
+    schema = TABLES["topic_lineage"].schema
+    again = {(row["partition_id"], row["local_topic"]) for row in rows}
+    kept = [(p, t) not in again for p, t in zip(held["partition_id"].to_pylist(), held["local_topic"].to_pylist(), strict=True)]
+    held = held.filter(pa.array(kept, pa.bool_()))
+    job.store.replace(
+        "topic_lineage", pa.concat_tables([held, pa.Table.from_pylist(rows, schema=schema)]), stage="publish", unit_fingerprint=fp
+    )

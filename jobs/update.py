@@ -1,0 +1,201 @@
+"""``topicscale update``: new documents into an existing store; what is new in them becomes new topics."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.engines import Engines
+from jobs.job import Job, Partition
+from jobs.progress import Ui
+from jobs.run import Result, fit, validate
+from jobs.stages import add, cluster, embed, refine
+from topicscale.config import Config, load
+from topicscale.errors import JobFailed, RequestError, StoreError
+from topicscale.store import Snapshot, Store, next_version, unit_id
+from topicscale.tables import TABLES
+
+
+def update(paths: Sequence[str], store: str | Path, *, overrides: Sequence[str] = (), ui: Ui | None = None) -> dict[str, Any]:
+    """Add documents to a store and return what became of them.
+
+    They are embedded, and assigned to the topics there are; what fits none of them is clustered, and becomes new topics
+    once it is enough. Ids of topics and assignments of documents that were there never change. A document that is there
+    already (same id, same text) is counted and left out; the same batch twice changes nothing.
+
+    Parameters
+    ----------
+    paths : sequence of str
+        Files, folders or globs, read with the store's own input settings.
+    overrides : sequence of str
+        ``input.key=value`` where this batch is laid out differently.
+
+    Raises
+    ------
+    RequestError
+        The input cannot be read as the store's was.
+    StoreError
+        The store holds no finished run, holds merged topics, or is in use.
+    JobFailed
+        Too much of the batch is bad, or a part of it could not be finished. Nothing of it is seen; run it again.
+    """
+    ui = ui or Ui()
+    began = time.monotonic()
+    target = Store(store)
+    check(target)
+    for item in overrides:
+        if not item.startswith("input."):
+            raise RequestError(f"update can only change how the input is read (input.*). Got {item!r} instead. Use --refit for the rest.")
+    run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
+    with target.lock(run_id):
+        base = target.pin()
+        held = Config.from_dict(base.configuration)
+        read = dataclasses.asdict(held.input) | {"paths": list(paths)}
+        config = load(values={**held.to_dict(), "input": read}, overrides=overrides)
+        plan = validate(config)
+        reader, target = target, Store(store)  # the one reads the base generation, the other what is newest
+        batches = reader.read("batches").to_pylist() if "batches" in base.versions else []
+        number = max((row["batch"] for row in batches), default=0) + 1
+        engines = Engines(config, rows=plan.rows)
+        job = Job(target, config, run_id, ui, engines, adds=True)
+        fp = job.print_of("batch", number, plan.fingerprint, {**read, "paths": None})
+        try:
+            found = _batch(job, base, batches, number, plan, fp)
+        finally:
+            try:
+                job.flush()
+            finally:
+                engines.close()
+    return {**found, "store": target.uri, "run_id": run_id, "seconds": round(time.monotonic() - began, 3)}
+
+
+def refit(store: str | Path, *, overrides: Sequence[str] = (), ui: Ui | None = None) -> Result:
+    """Fit the topics of all documents of a store anew, batches among them, as a new generation."""
+    target = Store(store)
+    check(target)
+    base = target.pin()
+    config = load(values=Config.from_dict(base.configuration).to_dict(), overrides=overrides)
+    batches = target.read("batches")["batch"].to_pylist() if "batches" in base.versions else []
+    return fit(config, store, ui=ui, fitted_batches=max(batches, default=0))
+
+
+def check(target: Store) -> None:
+    """Raise StoreError when documents cannot be added to or taken from a store."""
+    snapshot = target.pin()
+    if snapshot.summary.get("merged") or not target.has("documents"):
+        raise StoreError(
+            f"The store {target.uri!r} holds merged topics and no documents. Change the sites' own stores, then merge them again."
+        )
+
+
+def _batch(job: Job, base: Snapshot, batches: list[dict[str, Any]], number: int, plan: Any, fp: str) -> dict[str, Any]:
+    from spark import batch as shell
+
+    job.engines.begin(**({} if job.config.input.embedding_column else {"load_model": {"config": job.config.embedding}}))
+    began = time.monotonic()
+    with job.ui.stage("ingest"):
+        read = shell.add(
+            job.engines.spark,
+            job.config,
+            store_uri=job.store.uri,
+            plan=plan,
+            batch=number,
+            documents_version=base.versions["documents"],
+            txn=(unit_id("batch", f"{number:05d}"), next_version(None, fp)),
+        )
+    quarantined = sum(read.quarantined.values())
+    job.whole("batch", fp, rows=read.documents, seconds=time.monotonic() - began, detail={"quarantined": read.quarantined})
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in read.quarantined.items())
+    job.ui.log(
+        "stage",
+        f"batch {number}: {read.input_rows:,} rows, {read.documents:,} new documents, {read.already_present:,} already present, "
+        f"{quarantined:,} in quarantine{f' ({reasons})' if reasons else ''}",
+    )
+    for column, what in read.changed.items():
+        job.ui.log("warning", f"batch {number}: column {column!r}: {what}", column=column)
+    counts = {
+        "batch": number,
+        "input_rows": read.input_rows,
+        "documents": read.documents,
+        "already_present": read.already_present,
+        "quarantined": read.quarantined,
+    }
+    if read.documents == 0:
+        return {**counts, "new_topics": [], "topics": base.summary["topics"], "outliers": 0, "generation": base.generation}
+
+    partitions = [Partition(p.partition_id, p.value, p.rows, p.digest) for p in read.partitions]
+    rows = {p.partition_id: p.rows for p in partitions}
+    space = embed.space_of(job)
+    prints = _all(job, "embed", embed.embed(job, partitions), embed.prints_of(job, partitions))
+    size = _min_cluster_size(job, base)
+    clustered = cluster.prints_for(job, prints, size=size, fine=True)
+    _all(job, "cluster", cluster.cluster_for(job, clustered, rows, size=size, fine=True), clustered)
+
+    before = add.read_base(job, base)
+    fitted = int(base.summary.get("fitted_batches", 0))
+    since = [pid for row in batches if row["batch"] > fitted for pid in row["partition_ids"]] + list(rows)
+    found = add.extend(job, before, since, height=float(base.summary["height"]))
+    assigned = refine.assign_prints(job, prints, job.print_of("add", base.generation, fp))
+    _all(job, "assign", refine.assign_to(job, assigned, rows, found.topics), assigned)
+    sums = add.publish_batch(job, base, before, found, fp=fp, partitions=partitions, space=space)
+
+    at = datetime.now(UTC)
+    counted = {**counts, "at": at, "partition_ids": sorted(rows), "fingerprint": fp, "new_topics": found.new, "quarantined": quarantined}
+    _append(job, base, "batches", batches, [counted], fp)
+    trends = job.store.read("topic_trends", version=base.versions["topic_trends"]).to_pylist()
+    if not batches:
+        trends += [{"batch": 0, "at": base.at, "topic_id": r["topic_id"], "documents": r["size"]} for r in before.rows]
+    fresh = [{"batch": number, "at": at, "topic_id": t - 1, "documents": int(n)} for t, n in enumerate(sums.counts) if n]
+    _append(job, base, "topic_trends", trends, fresh, fp)
+    outliers = int(sums.counts[0])
+    summary = {
+        **base.summary,
+        "documents": base.summary["documents"] + read.documents,
+        "topics": len(found.topics.keys),
+        "outliers": base.summary["outliers"] + outliers,
+        "partitions": base.summary["partitions"] + len(partitions),
+        "batches": number,
+        "failed": {},
+    }
+    # the configuration stays that of the fit: how this batch was laid out is its own business
+    snapshot = job.store.publish(configuration=base.configuration, summary=summary, unit_fingerprint=fp)
+    return {**counts, "new_topics": found.new, "topics": summary["topics"], "outliers": outliers, "generation": snapshot.generation}
+
+
+def _min_cluster_size(job: Job, base: Snapshot) -> int:
+    from topicscale.cluster import local_min_cluster_size
+
+    # two partitions: a batch's local topics are to be merged, whatever its size
+    return local_min_cluster_size(job.config.cluster, job.config.topics.min_size, documents=base.summary["documents"], partitions=2)
+
+
+def _all(job: Job, stage: str, done: Sequence[str], prints: Mapping[str, str]) -> dict[str, str]:
+    if missing := sorted(set(prints) - set(done)):
+        errors = "; ".join(sorted(set(job.failed.get(stage, {}).values())))
+        raise JobFailed(f"{stage}: {len(missing):,} partitions of the batch could not be finished, so nothing was added: {errors}")
+    return dict(prints)
+
+
+def _append(job: Job, base: Snapshot, table: str, held: list[dict[str, Any]], new: list[dict[str, Any]], fp: str) -> None:
+    job.store.replace(table, pa.Table.from_pylist([*held, *new], schema=TABLES[table].schema), stage="add", unit_fingerprint=fp)
+
+
+def describe(found: Mapping[str, Any]) -> str:
+    """Return what became of a batch, for people."""
+    bad = sum(found["quarantined"].values())
+    parts = [f"{found['documents']:,} new documents", f"{found['already_present']:,} already present", f"{bad:,} in quarantine"]
+    if not found["documents"]:
+        return f"Nothing to add: {', '.join(parts[1:])} -> {found['store']} (generation {found['generation']})"
+    new = f"{len(found['new_topics'])} new topics ({', '.join(map(str, found['new_topics']))})" if found["new_topics"] else "no new topic"
+    share = found["outliers"] / found["documents"]
+    return (
+        f"Batch {found['batch']}: {', '.join(parts)}; {new}, {found['topics']:,} in all; {share:.1%} of the batch outliers, "
+        f"{found['seconds']:.0f} s -> {found['store']} (generation {found['generation']})"
+    )

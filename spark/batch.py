@@ -1,0 +1,130 @@
+"""New documents beside those a store holds: what `update` reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from spark import ingest
+from spark.cleaning import clean
+from spark.partitioning import by_column, by_hash, check_values
+from spark.reading import RAW, SOURCE, read
+from spark.tables import load, table_uri
+from topicscale.config import Config
+from topicscale.errors import InputError, JobFailed
+from topicscale.inputs import InputPlan
+
+_PRESENT, _CLASH = "_present", "_clash"
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """What became of the input. ``input_rows`` = ``documents`` + ``already_present`` + the sum of ``quarantined``, always."""
+
+    input_rows: int
+    documents: int
+    already_present: int
+    quarantined: dict[str, int]
+    partitions: tuple[ingest.PartitionInfo, ...]
+    renamed: dict[str, str] = field(default_factory=dict)
+    changed: dict[str, str] = field(default_factory=dict)
+
+
+def suffix(batch: int) -> str:
+    """Return how the ids of a batch's partitions end."""
+    return f"-b{batch:05d}"
+
+
+def add(
+    spark: SparkSession,
+    config: Config,
+    *,
+    store_uri: str,
+    plan: InputPlan,
+    batch: int,
+    documents_version: int,
+    txn: tuple[str, int],
+) -> BatchResult:
+    """Write the documents of the input that the store does not hold, in partitions of their own, and return what became of all.
+
+    A document is already there when its id is, with the same text; one whose id is there with another text goes to
+    quarantine as ``duplicate_id``. The rows of this batch replace what a killed attempt at it may have left
+    (``replaceWhere``); quarantined rows are appended under the caller's transaction, which makes that repeatable.
+
+    Parameters
+    ----------
+    documents_version : int
+        The version of ``documents`` that is compared with: that of the generation this batch adds to.
+    """
+    column = config.partition.column
+    rows = read(spark, plan, config.input)
+    if column is not None and column not in rows.names:
+        raise InputError(f"partition.column names {column!r}, which the input lacks. Its columns: {', '.join(rows.names)}.")
+    cleaned = clean(rows, config.input, dimension=plan.dimension, partition_column=column)
+    by_id = config.input.id_column is not None
+    faults, values = ingest.count(cleaned, by_value=column is not None, by_id=by_id)
+    good = faults.pop(None, 0)
+    if column is not None:
+        check_values(len(values), column)
+        partitioner = by_column(config.partition, counts=values)
+    else:
+        partitioner = by_hash(config.partition, documents=good)
+    held = load(spark, store_uri, "documents", version=documents_version)
+    known = held.select("doc_id", F.col("text_hash").alias("_held"))
+    identified = ingest.identify(cleaned.frame, partitioner, by_id=by_id, duplicates="duplicate_id" in faults)
+    compared = identified.join(known, "doc_id", "left").withColumn(_PRESENT, F.col("_held").isNotNull())
+    compared = compared.withColumn(_CLASH, F.col(_PRESENT) & (F.col("_held") != F.col("text_hash"))).persist()
+    try:
+        seen = {(row[_PRESENT], row[_CLASH]): row["count"] for row in compared.groupBy(_PRESENT, _CLASH).count().collect()}
+        new, present, clashes = seen.get((False, False), 0), seen.get((True, False), 0), seen.get((True, True), 0)
+        refused = ingest.refused(spark, cleaned.frame, faults)
+        if clashes:
+            columns = [F.col(SOURCE).alias("source"), F.lit("duplicate_id").alias("reason"), F.col(RAW).alias("raw")]
+            refused = refused.unionByName(compared.where(_CLASH).select(*columns))
+            faults["duplicate_id"] = faults.get("duplicate_id", 0) + clashes
+        bad, total = sum(faults.values()), good + sum(faults.values()) - clashes
+        if bad:
+            application, version = txn
+            writer = refused.write.format("delta").mode("append").option("txnAppId", application).option("txnVersion", version)
+            writer.save(table_uri(store_uri, "quarantine"))
+        if total and bad / total > config.input.max_quarantine:
+            raise JobFailed(
+                f"{bad:,} of {total:,} rows are in quarantine, more than input.max_quarantine allows "
+                f"({config.input.max_quarantine:.0%}), so nothing was added. See why with: topicscale status --store {store_uri}"
+            )
+        changed = dict(cleaned.changed)
+        vectors = ["embedding"] if config.input.embedding_column else []
+        fresh = compared.where(~F.col(_PRESENT)).withColumn("partition_id", F.concat("partition_id", F.lit(suffix(batch))))
+        fresh = _fitted(fresh, held, ["doc_id", "partition_id", "text", "text_hash", *cleaned.kept, *vectors], changed)
+        _replace(fresh, store_uri, "documents", batch)
+        partitions = ingest.summarise(spark, store_uri, partitioner, values, vectors=vectors, ending=suffix(batch))
+        if (written := sum(p.rows for p in partitions)) != new:
+            raise JobFailed(f"The input changed while it was read: {new} documents were counted and {written} written. Run it again.")
+        told = [(p.partition_id, p.value, p.rows, p.chars, p.digest) for p in partitions]
+        _replace(spark.createDataFrame(told, ingest.PARTITIONS_SCHEMA).coalesce(1), store_uri, "partitions", batch)
+    finally:
+        compared.unpersist()
+    return BatchResult(total, new, present, dict(sorted(faults.items())), partitions, cleaned.renamed, changed)
+
+
+def _fitted(frame: DataFrame, held: DataFrame, columns: list[str], changed: dict[str, str]) -> DataFrame:
+    """Return the rows in the columns of ``documents``: one that the batch lacks is null, one that only the batch has is left out."""
+    chosen = []
+    kinds = dict(held.dtypes)
+    for name, kind in kinds.items():
+        if name in columns:
+            chosen.append(F.col(name).cast(kind).alias(name))
+        else:
+            chosen.append(F.lit(None).cast(kind).alias(name))
+            changed[name] = "not in this batch: null"
+    for name in columns:
+        if name not in kinds:
+            changed[name] = "left out: the store's documents have no such column"
+    return frame.select(*chosen)
+
+
+def _replace(frame: DataFrame, store_uri: str, name: str, batch: int) -> None:
+    writer = frame.write.format("delta").mode("overwrite").option("replaceWhere", f"partition_id LIKE '%{suffix(batch)}'")
+    writer.save(table_uri(store_uri, name))
