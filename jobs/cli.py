@@ -162,6 +162,14 @@ def _update(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _forget(options: argparse.Namespace) -> int:
+    from jobs.forget import describe, forget
+
+    found = forget(options.ids, options.store, ui=_ui(options))
+    print(json.dumps(found, indent=2) if options.json else describe(found))
+    return DONE
+
+
 def _merge(options: argparse.Namespace) -> int:
     from jobs.merge import describe, merge
 
@@ -249,6 +257,13 @@ def _parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="input.* for this batch; with --refit any value"
     )
     update.add_argument("--quiet", action="store_true", help="warnings and errors only")
+    forget = add(
+        "forget",
+        _forget,
+        "Remove documents from every table and every sum, and delete the files that held them. Earlier generations go with them.",
+    )
+    forget.add_argument("--ids", required=True, metavar="FILE", help="one doc_id a line")
+    forget.add_argument("--quiet", action="store_true", help="warnings and errors only")
     merge = add(
         "merge",
         _merge,

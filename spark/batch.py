@@ -99,7 +99,9 @@ def add(
         fresh = compared.where(~F.col(_PRESENT)).withColumn("partition_id", F.concat("partition_id", F.lit(suffix(batch))))
         fresh = _fitted(fresh, held, ["doc_id", "partition_id", "text", "text_hash", *cleaned.kept, *vectors], changed)
         _replace(fresh, store_uri, "documents", batch)
-        partitions = ingest.summarise(spark, store_uri, partitioner, values, vectors=vectors, ending=suffix(batch))
+        partitions = ingest.summarise(
+            spark, store_uri, partitioner, values, vectors=vectors, where=F.col("partition_id").endswith(suffix(batch))
+        )
         if (written := sum(p.rows for p in partitions)) != new:
             raise JobFailed(f"The input changed while it was read: {new} documents were counted and {written} written. Run it again.")
         told = [(p.partition_id, p.value, p.rows, p.chars, p.digest) for p in partitions]

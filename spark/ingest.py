@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from pyspark.sql import DataFrame, SparkSession, Window
+from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from spark.cleaning import CONTENT, REASON, Clean, clean
@@ -170,15 +170,30 @@ def refused(spark: SparkSession, frame: DataFrame, faults: Mapping[str | None, i
 
 
 def summarise(
-    spark: SparkSession, store_uri: str, partitioner: Partitioner, values: Mapping[str | None, int], *, vectors: list[str], ending: str = ""
+    spark: SparkSession,
+    store_uri: str,
+    partitioner: Partitioner,
+    values: Mapping[str | None, int],
+    *,
+    vectors: list[str],
+    where: Column | None = None,
 ) -> tuple[PartitionInfo, ...]:
-    """Return what was written, partition by partition (those whose ids end so), read from the table itself."""
+    """Return what was written, partition by partition (of rows that fulfil a condition), read from the table itself."""
     named = {short_hash(value): value for value in values}
+
+    def value_of(partition_id: str) -> str | None:
+        return None if partitioner.number else named.get(partitioner.short(partition_id))
+
+    return tuple(PartitionInfo(pid, value_of(pid), *told) for pid, *told in measure(spark, store_uri, vectors=vectors, where=where))
+
+
+def measure(spark: SparkSession, store_uri: str, *, vectors: list[str], where: Column | None = None) -> list[tuple[str, int, int, str]]:
+    """Return id, rows, characters and digest of each partition of ``documents``."""
     key = ["doc_id", "text_hash", *vectors]
     one, other = F.xxhash64(*key), F.xxhash64(F.lit("other"), *key)
+    documents = load(spark, store_uri, "documents")
     rows = (
-        load(spark, store_uri, "documents")
-        .where(F.col("partition_id").endswith(ending))
+        (documents if where is None else documents.where(where))
         .groupBy("partition_id")
         .agg(
             F.count("*").alias("rows"),
@@ -190,13 +205,4 @@ def summarise(
         .orderBy("partition_id")
         .collect()
     )
-    return tuple(
-        PartitionInfo(
-            row["partition_id"],
-            None if partitioner.number else named.get(partitioner.short(row["partition_id"])),
-            row["rows"],
-            row["chars"],
-            fingerprint(row["rows"], row["one"], row["other"], row["sum"]),
-        )
-        for row in rows
-    )
+    return [(r["partition_id"], r["rows"], r["chars"], fingerprint(r["rows"], r["one"], r["other"], r["sum"])) for r in rows]

@@ -22,6 +22,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import socket
 import time
 import uuid
@@ -44,6 +45,8 @@ from topicscale.tables import CONTRACT_VERSION, PARTITION, TABLES
 
 MARKER = "_topicscale.json"
 LOCK = "_lock"
+PENDING = "_forget.json"
+"""Ids of documents that are being removed: while it is there, only `forget` may write."""
 WHOLE = "*"
 """The partition of a unit that writes a whole table."""
 ABSENT = fingerprint("absent")
@@ -244,6 +247,11 @@ class Store:
         filters = None if partitions is None else [(PARTITION, "in", list(partitions))]
         return handle.to_pyarrow_table(columns=list(columns) if columns is not None else None, filters=filters)
 
+    def select(self, name: str, columns: Sequence[str], rows: Any) -> pa.Table:
+        """Return the rows that fulfil a pyarrow expression, at the pinned generation or the newest version."""
+        version = self._pinned.versions.get(name) if self._pinned is not None else None
+        return self.table(name, version=version).to_pyarrow_dataset().to_table(columns=list(columns), filter=rows)
+
     def read_batches(self, name: str, columns: Sequence[str] | None = None, *, version: int | None = None) -> Iterator[pa.RecordBatch]:
         """Yield the rows of a table batch by batch, so that a reader's memory does not grow with the corpus."""
         if version is None and self._pinned is not None:
@@ -379,6 +387,15 @@ class Store:
         )
         return Snapshot(number, versions, configuration, summary, at)
 
+    def forget_history(self) -> None:
+        """Keep the newest generation alone, and remove every file that it does not name. Only that generation can be read after."""
+        newest = self.read("generations").sort_by("generation").slice(max(len(self.snapshots()) - 1, 0))
+        write_deltalake(self.table("generations"), newest, mode="overwrite")
+        for name in TABLES:
+            if self.has(name):
+                self.table(name).vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False, full=True)
+        shutil.rmtree(self.path / "_work", ignore_errors=True)
+
     def pin(self, generation: int | None = None) -> Snapshot:
         """Make this object read one generation (None: the newest) and return it.
 
@@ -403,7 +420,7 @@ class Store:
     # -- the lock ------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def lock(self, run_id: str) -> Iterator[None]:
+    def lock(self, run_id: str, *, forgetting: bool = False) -> Iterator[None]:
         """Hold the store against other runs. The kernel lets go of it when the process dies, however it dies.
 
         Raises
@@ -421,6 +438,11 @@ class Store:
                 raise StoreLocked(
                     f"The store {self.uri!r} is in use by {handle.read().strip() or 'another run'}. Wait for it to end, or stop it first."
                 ) from None
+            if (self.path / PENDING).exists() and not forgetting:
+                raise StoreError(
+                    f"Documents are being removed from {self.uri!r}, and that was cut short. Finish it first, with the same ids or any: "
+                    f"topicscale forget --ids FILE --store {self.uri}"
+                )
             handle.seek(0)
             handle.truncate()
             handle.write(f"run {run_id} (process {os.getpid()} on {socket.gethostname()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC)")

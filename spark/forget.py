@@ -1,0 +1,87 @@
+"""Documents out of the tables that Spark writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+
+from spark import ingest, terms
+from spark.tables import load, replace_table, table_uri
+from spark.words import has_dictionaries
+from topicscale.config import Config
+
+
+def remove_documents(spark: SparkSession, config: Config, *, store_uri: str, ids: Sequence[str], partitions: Sequence[str]) -> int:
+    """Remove documents from ``documents``, what tells of them from ``quarantine``, and their part of ``partitions``.
+
+    Returns
+    -------
+    int
+        Rows removed from quarantine: duplicates whose raw row names one of the ids.
+
+    Notes
+    -----
+    A repeated call finds nothing left to remove.
+    """
+    gone = spark.createDataFrame([(doc_id,) for doc_id in ids], "doc_id string")
+    touched = F.col("partition_id").isin(list(partitions))
+    kept = load(spark, store_uri, "documents").where(touched).join(F.broadcast(gone), "doc_id", "left_anti")
+    kept = kept.select(*load(spark, store_uri, "documents").columns)
+    listed = ", ".join(f"'{pid}'" for pid in partitions)  # a slug and hexadecimal digits: nothing to be quoted
+    if partitions:
+        writer = kept.write.format("delta").mode("overwrite").option("replaceWhere", f"partition_id IN ({listed})")
+        writer.save(table_uri(store_uri, "documents"))
+        vectors = ["embedding"] if config.input.embedding_column else []
+        measured = ingest.measure(spark, store_uri, vectors=vectors, where=touched)
+        held = load(spark, store_uri, "partitions")
+        values = {row["partition_id"]: row["value"] for row in held.select("partition_id", "value").collect()}
+        told = [(pid, values.get(pid), rows, chars, digest) for pid, rows, chars, digest in measured]
+        fresh = held.where(~touched).unionByName(spark.createDataFrame(told, ingest.PARTITIONS_SCHEMA))
+        replace_table(fresh.coalesce(1), store_uri, "partitions")
+    return _clean_quarantine(spark, store_uri, ids)
+
+
+def _clean_quarantine(spark: SparkSession, store_uri: str, ids: Sequence[str]) -> int:
+    rows = load(spark, store_uri, "quarantine")
+    suspects = rows.where(F.col("reason") == "duplicate_id")
+    if suspects.isEmpty():
+        return 0
+    listed = F.array(*[F.lit(f"(?<!\\w)\\Q{doc_id}\\E(?!\\w)") for doc_id in ids])
+    named = F.coalesce((F.col("reason") == "duplicate_id") & F.exists(listed, lambda pattern: F.rlike("raw", pattern)), F.lit(False))
+    count = rows.where(named).count()
+    if count:
+        replace_table(rows.where(~named), store_uri, "quarantine")
+    return count
+
+
+def remove_terms(
+    spark: SparkSession,
+    config: Config,
+    *,
+    store_uri: str,
+    ids: Sequence[str],
+    versions: Mapping[str, int],
+    classes: int,
+    txn: Mapping[str, tuple[str, int]],
+) -> None:
+    """Replace ``topic_terms`` with its counts less those of some documents, weighted anew.
+
+    Parameters
+    ----------
+    versions : mapping
+        Of ``documents``, ``assignments`` and ``topic_terms`` as they were with the documents.
+    """
+    if config.terms.min_df > 1:
+        # a term may have become too rare, which sums cannot tell: all is counted again
+        terms.count_terms(spark, config.terms, store_uri=store_uri, txn=txn)
+        return
+    gone = spark.createDataFrame([(doc_id,) for doc_id in ids], "doc_id string")
+    documents = load(spark, store_uri, "documents", version=versions["documents"]).select("doc_id", "partition_id", "text")
+    assignments = load(spark, store_uri, "assignments", version=versions["assignments"]).select("doc_id", "partition_id", "topic_id")
+    joined = documents.join(F.broadcast(gone), "doc_id").join(assignments, ["partition_id", "doc_id"])
+    counted = terms.counts(joined, config.terms, dictionaries=has_dictionaries(spark)).drop("frequency")
+    less = counted.select("topic_id", "term", (-F.col("count")).alias("count"), (-F.col("documents")).alias("documents"))
+    held = load(spark, store_uri, "topic_terms", version=versions["topic_terms"]).drop("weight")
+    terms.write_terms(spark, config.terms, [held, less], store_uri=store_uri, classes=classes, txn=txn)
