@@ -7,7 +7,7 @@ TEST_LIMIT ?= 45m
 TESTS ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults lint types check lock clean bench-setup bench-whole-job bench-memory bench-baselines bench-quality bench-embedding bench
+.PHONY: help setup demo test test-faults lint types check lock clean bench-setup bench-whole-job bench-memory bench-baselines bench-quality bench-embedding bench-updates bench
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,7 +53,10 @@ bench-quality: bench-setup  ## topics over partitions against BERTopic's merge_m
 bench-embedding: setup  ## embedding speed against SentenceTransformer.encode
 	$(PY) -m benchmarks.embedding
 
-bench: bench-embedding bench-quality bench-baselines bench-memory bench-whole-job  ## every benchmark, one after another
+bench-updates: setup  ## 30 daily updates against one fit
+	$(PY) -m benchmarks.updates
+
+bench: bench-embedding bench-quality bench-baselines bench-memory bench-updates bench-whole-job  ## every benchmark, one after another
 
 clean:  ## remove everything that make made
 	rm -rf .venv .venv-bertopic .venv.lock demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -107,8 +107,8 @@ def describe(found: Mapping[str, Any]) -> str:
     more = f", {found['quarantined']:,} rows out of quarantine" if found["quarantined"] else ""
     return (
         f"{found['forgotten']:,} documents forgotten{more}, {found['seconds']:.0f} s -> {found['store']} "
-        f"(generation {found['generation']}; earlier ones are gone).{missing}\nThe topics are still those they helped to find. Fit them anew with: "
-        f"topicscale update --refit --store {found['store']}"
+        f"(generation {found['generation']}; earlier ones are gone).{missing}\n"
+        f"The topics are still those they helped to find. Fit them anew with: topicscale update --refit --store {found['store']}"
     )
 
 

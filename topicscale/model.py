@@ -309,6 +309,27 @@ class TopicModel:
         rows = pd.DataFrame({"Topic": list(self.topic_sizes_), "Count": list(self.topic_sizes_.values())})
         return rows.sort_values("Count", ascending=False, ignore_index=True)
 
+    def get_topic_trends(self, half_life: str | pd.Timedelta | None = None) -> pd.DataFrame:
+        """Return how many documents of each batch each topic took: Topic, Batch, Timestamp, Count.
+
+        Batch 0 is the run that fitted the store; each :func:`jobs.update.update` is one more. Without any the result is empty.
+
+        Parameters
+        ----------
+        half_life : str or Timedelta, optional
+            As pandas reads it ("30D"): a column Weight is added, the count halved for each half-life before the newest batch.
+        """
+        rows: pd.DataFrame = self._fitted().read("topic_trends").to_pandas().sort_values(["batch", "topic_id"], ignore_index=True)
+        trends: pd.DataFrame = rows.rename(columns={"topic_id": "Topic", "batch": "Batch", "at": "Timestamp", "documents": "Count"})
+        trends = trends[["Topic", "Batch", "Timestamp", "Count"]]
+        if half_life is not None:
+            span = pd.Timedelta(half_life)
+            if not span > pd.Timedelta(0):
+                raise RequestError(f"half_life must be a positive time, such as '30D'. Got {half_life!r} instead.")
+            age = (trends["Timestamp"].max() - trends["Timestamp"]) / span
+            trends["Weight"] = trends["Count"] * 0.5**age
+        return trends
+
     def get_document_info(self) -> pd.DataFrame:
         """Return every document with its text, topic, the topic's name and words, and its probability, by ``doc_id``.
 

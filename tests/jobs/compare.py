@@ -22,4 +22,6 @@ def _rows(store: Store, name: str) -> list[str]:
     def plain(value: Any) -> Any:
         return dict(sorted(value)) if isinstance(value, list) and value and isinstance(value[0], tuple) else value
 
-    return sorted(json.dumps({k: plain(v) for k, v in row.items()}, sort_keys=True, default=str) for row in store.read(name).to_pylist())
+    rows = store.read(name).to_pylist()
+    # when something was done is no part of what was done
+    return sorted(json.dumps({k: plain(v) for k, v in row.items() if k != "at"}, sort_keys=True, default=str) for row in rows)

@@ -1,0 +1,274 @@
+"""New documents into a store, and documents out of it, on real engines."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from sklearn.feature_extraction.text import CountVectorizer
+
+from jobs.forget import forget
+from jobs.progress import Ui
+from jobs.run import run
+from jobs.update import refit, update
+from ray_actors.parts import to_matrix
+from tests import corpus
+from tests.jobs.compare import contents
+from topicscale import TopicModel, config
+from topicscale.cluster import exact
+from topicscale.errors import JobFailed, RequestError, StoreError
+from topicscale.federate import vector_sums
+from topicscale.store import PENDING, Store
+
+QUIET = Ui("quiet")
+ROWS = corpus.rows()
+OLD = [row for row in ROWS if row[2] != "football"][:130]
+MORE = [row for row in ROWS if row[2] != "football"][130:]
+SPORT = [row for row in ROWS if row[2] == "football"]
+
+
+def settings(path: Path, *overrides: str) -> config.Config:
+    basic = {"input": {"paths": [str(path)], "id_column": "id"}, "partition": {"number": 2}, "topics": {"min_size": 5}}
+    return config.load(values=basic, overrides=list(overrides))
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("inputs")
+    return {
+        "old": corpus.write_csv(folder / "old.csv", OLD),
+        # again, one of them changed, a new one, and an empty one
+        "more": corpus.write_csv(
+            folder / "more.csv", [*MORE[:-1], *OLD[:7], (OLD[7][0], "something else altogether", "x"), MORE[-1], ("e1", " ", "x")]
+        ),
+        "sport": corpus.write_csv(folder / "sport.csv", SPORT),
+    }
+
+
+@pytest.fixture(scope="module")
+def base(inputs, tmp_path_factory, spark, ray_layout) -> Path:
+    store = tmp_path_factory.mktemp("stores") / "base"
+    run(settings(inputs["old"]), str(store), ui=QUIET)
+    return store
+
+
+@pytest.fixture(scope="module")
+def updated(base, inputs, tmp_path_factory):
+    store = tmp_path_factory.mktemp("stores") / "updated"
+    shutil.copytree(base, store)
+    return store, [update([str(inputs[name])], store, ui=QUIET) for name in ("more", "sport")]
+
+
+def adds_up(store: Path) -> None:
+    """Check every sum against the documents themselves."""
+    reader = Store(store)
+    reader.pin()
+    documents = {row["doc_id"]: row["text"] for row in reader.read("documents").to_pylist()}
+    assigned = {row["doc_id"]: row["topic_id"] for row in reader.read("assignments").to_pylist()}
+    embeddings = reader.read("embeddings")
+    ids = embeddings["doc_id"].to_pylist()
+    assert sorted(documents) == sorted(assigned) == sorted(ids)
+    topics = np.array([assigned[doc_id] for doc_id in ids])
+    vectors = exact(to_matrix(embeddings["vector"]))
+    rows = [row for row in reader.read("topics").sort_by("topic_id").to_pylist() if row["size"]]
+    sites = reader.read("site_topics")
+    for row, size, total in zip(rows, sites["size"].to_pylist(), vector_sums(sites), strict=True):
+        inside = topics == row["topic_id"]
+        assert row["size"] == size == inside.sum()
+        np.testing.assert_array_equal(vectors[inside].sum(axis=0), total)
+    # scikit-learn counts the same words in these texts
+    vectorizer = CountVectorizer(stop_words="english")
+    counted = vectorizer.fit_transform([documents[doc_id] for doc_id in ids])
+    words = vectorizer.get_feature_names_out()
+    expected = {}
+    for topic in {row["topic_id"] for row in rows}:
+        of = counted[topics == topic]
+        totals, holders = np.asarray(of.sum(axis=0)).ravel(), of.getnnz(axis=0)
+        expected |= {(topic, words[i]): (int(totals[i]), int(holders[i])) for i in np.flatnonzero(totals)}
+    terms = reader.read("topic_terms").to_pylist()
+    assert {(row["topic_id"], row["term"]): (row["count"], row["documents"]) for row in terms} == expected
+    trends: dict[int, int] = {}
+    for row in reader.read("topic_trends").to_pylist():
+        trends[row["topic_id"]] = trends.get(row["topic_id"], 0) + row["documents"]
+    if trends:
+        assert {topic: count for topic, count in trends.items() if count} == {row["topic_id"]: row["size"] for row in rows}
+
+
+def test_counts_say_what_became_of_every_row(updated) -> None:
+    _, (more, sport) = updated
+    assert (more["documents"], more["already_present"], more["quarantined"]) == (len(MORE), 7, {"duplicate_id": 1, "empty": 1})
+    assert more["input_rows"] == len(MORE) + 7 + 2
+    assert (sport["documents"], sport["already_present"]) == (len(SPORT), 0)
+
+
+def test_what_is_new_becomes_a_topic_and_what_was_there_stays(base, updated) -> None:
+    store, (_, sport) = updated
+    before, after = (Store(path) for path in (base, store))
+    before.pin(), after.pin()
+    old = {row["doc_id"]: (row["topic_id"], row["probability"]) for row in before.read("assignments").to_pylist()}
+    new = {row["doc_id"]: (row["topic_id"], row["probability"]) for row in after.read("assignments").to_pylist()}
+    assert {doc_id: new[doc_id] for doc_id in old} == old
+    topics = {row["topic_id"]: row for row in after.read("topics").to_pylist()}
+    for row in before.read("topics").to_pylist():
+        same = topics[row["topic_id"]]
+        assert (same["topic_key"], same["label"], same["reference_vector"]) == (row["topic_key"], row["label"], row["reference_vector"])
+    assert sport["new_topics"]
+    inside = [new[doc_id][0] in sport["new_topics"] for doc_id, _, _ in SPORT]
+    assert np.mean(inside) > 0.9
+    words = " ".join(corpus.THEMES["football"]).split()
+    assert set(topics[sport["new_topics"][0]]["keywords"]) & set(words)
+    assert topics[sport["new_topics"][0]]["representative_docs"]
+
+
+def test_everything_adds_up_after_updates(updated) -> None:
+    adds_up(updated[0])
+
+
+def test_trends_tell_each_batch_and_fade_by_half_life(updated) -> None:
+    store, (_, sport) = updated
+    model = TopicModel.load(store)
+    trends = model.get_topic_trends()
+    assert trends.groupby("Batch")["Count"].sum().tolist() == [len(OLD), len(MORE), len(SPORT)]
+    assert set(trends[trends["Topic"] == sport["new_topics"][0]]["Batch"]) == {2}
+    faded = model.get_topic_trends(half_life="1s")
+    assert faded["Weight"].tolist() == pytest.approx(
+        [c * 0.5 ** (trends["Timestamp"].max() - t).total_seconds() for c, t in zip(trends["Count"], trends["Timestamp"], strict=True)]
+    )
+
+
+def test_stored_assignments_are_what_the_model_says(updated) -> None:
+    reader = Store(updated[0])
+    reader.pin()
+    embeddings = reader.read("embeddings")
+    found, _ = TopicModel.load(updated[0]).transform([""] * embeddings.num_rows, to_matrix(embeddings["vector"]))
+    stored = {row["doc_id"]: row["topic_id"] for row in reader.read("assignments").to_pylist()}
+    later = [i for i, pid in enumerate(embeddings["partition_id"].to_pylist()) if pid.endswith("-b00002")]
+    assert [found[i] for i in later] == [stored[embeddings["doc_id"][i].as_py()] for i in later]
+
+
+def test_the_same_batch_again_changes_nothing(updated, inputs) -> None:
+    store, _ = updated
+    before = contents(str(store))
+    again = update([str(inputs["sport"])], store, ui=QUIET)
+    assert (again["documents"], again["already_present"]) == (0, len(SPORT))
+    assert contents(str(store)) == before
+
+
+def test_a_run_does_not_drop_batches(updated, inputs) -> None:
+    with pytest.raises(StoreError, match="update --refit"):
+        run(settings(inputs["old"]), str(updated[0]), ui=QUIET)
+
+
+def test_a_refit_takes_all_documents(updated, tmp_path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(updated[0], store)
+    result = refit(store, ui=QUIET)
+    assert result.documents == len(OLD) + len(MORE) + len(SPORT)
+    adds_up_without_trends = Store(store)
+    adds_up_without_trends.pin()
+    assert sum(adds_up_without_trends.read("topics")["size"].to_pylist()) == result.documents
+    assert refit(store, ui=QUIET).nothing_to_do
+
+
+def test_bad_requests_are_refused(updated, inputs, tmp_path) -> None:
+    store, _ = updated
+    with pytest.raises(RequestError, match="input"):
+        update([str(inputs["old"])], store, overrides=["topics.min_size=3"], ui=QUIET)
+    with pytest.raises(RequestError, match=r"nothing\.csv"):
+        update([str(tmp_path / "nothing.csv")], store, ui=QUIET)
+    with pytest.raises(StoreError):
+        update([str(inputs["old"])], tmp_path / "none", ui=QUIET)
+    bad = corpus.write_csv(tmp_path / "bad.csv", [(f"x{i}", " ", "x") for i in range(9)] + [("good", "a good text about bread", "x")])
+    before = contents(str(store))
+    with pytest.raises(JobFailed, match="nothing was added"):
+        update([str(bad)], store, ui=QUIET)
+    assert {k: v for k, v in contents(str(store)).items() if k != "quarantine"} == {k: v for k, v in before.items() if k != "quarantine"}
+
+
+def test_forgotten_documents_are_in_no_table_sum_or_file(updated, tmp_path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(updated[0], store)
+    secret = next(row for row in SPORT if row[1].endswith("."))
+    victims = [secret, OLD[7], *OLD[20:32]]
+    listed = tmp_path / "ids.txt"
+    listed.write_text("\n".join([row[0] for row in victims] + ["never-there"]) + "\n")
+    (store / PENDING).write_text('["d-from-before"]')  # a forget that was cut short
+    with pytest.raises(StoreError, match="forget"), Store(store).lock("x"):
+        pass
+    found = forget(listed, store, ui=QUIET)
+    assert (found["forgotten"], found["not_found"], found["quarantined"]) == (len(victims), 1, 1)
+    adds_up(store)
+    assert not (store / PENDING).exists()
+    with Store(store).lock("x"):
+        pass
+    texts, ids = {row[1] for row in victims}, {row[0] for row in victims}
+    for path in store.rglob("*"):
+        if path.suffix == ".parquet" and "_delta_log" not in path.parts:
+            for column in pq.read_table(path).to_pydict().values():
+                flat = {str(value) for value in column} | {str(v) for value in column if isinstance(value, list) for v in value}
+                assert not flat & ids, path
+                assert not any(text in value for text in texts for value in flat), path
+        elif path.is_file():
+            content = path.read_bytes()
+            assert not any(text.encode() in content for text in texts), path
+    again = forget(listed, store, ui=QUIET)
+    assert again["forgotten"] == 0
+    assert len(Store(store).snapshots()) == 1
+
+
+def test_forget_refuses_bad_requests(updated, tmp_path) -> None:
+    empty = tmp_path / "ids.txt"
+    empty.write_text("\n \n")
+    with pytest.raises(RequestError, match="holds none"):
+        forget(empty, updated[0], ui=QUIET)
+    with pytest.raises(RequestError, match="cannot be read"):
+        forget(tmp_path / "no.txt", updated[0], ui=QUIET)
+
+
+def test_a_killed_update_ends_with_the_same_tables(base, inputs, tmp_path) -> None:
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    shutil.copytree(base, calm)
+    shutil.copytree(base, killed)
+    update([str(inputs["sport"])], calm, ui=QUIET)
+    command = [sys.executable, "-m", "jobs.cli", "update", "--input", str(inputs["sport"]), "--store", str(killed), "--json"]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 300
+        while not any(killed.glob("assignments/partition_id=*-b00001/*.parquet")):
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(60)
+    finally:
+        if process.poll() is None:
+            process.kill()
+    assert Store(killed).pin().generation == 1, "nothing of an unfinished batch is seen"
+    update([str(inputs["sport"])], killed, ui=QUIET)
+    assert contents(str(killed)) == contents(str(calm))
+
+
+def test_a_batch_laid_out_otherwise(base, tmp_path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(base, store)
+    path = tmp_path / "other.tsv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter="\t")
+        writer.writerow(["id", "body", "extra"])
+        writer.writerows([(row[0], row[1], "1") for row in SPORT])
+    found = update([str(path)], store, overrides=["input.text_column=body"], ui=QUIET)
+    assert found["documents"] == len(SPORT)
+    reader = Store(store)
+    reader.pin()
+    names = reader.read("documents").column_names
+    assert "extra" not in names
+    assert "theme" in names
