@@ -1,4 +1,4 @@
-"""The command line: ``topicscale run | status | topics | report | evaluate``.
+"""The command line: ``topicscale run | status | topics | report | evaluate | diff``.
 
 Results go to the standard output, everything else to the error stream. Exit codes: 0 done; 1 units failed, or too much
 of the input is bad; 2 the request is wrong; 130 interrupted (a store is left that the same command goes on with).
@@ -184,6 +184,14 @@ def _merge(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _diff(options: argparse.Namespace) -> int:
+    from jobs.diff import describe, diff
+
+    found = diff(getattr(options, "from"), options.to, min_change=options.min_change)
+    print(json.dumps(found, indent=2, ensure_ascii=False) if options.json else describe(found))
+    return DONE
+
+
 def _parser() -> argparse.ArgumentParser:
     from importlib.metadata import PackageNotFoundError, version
 
@@ -200,10 +208,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"topicscale {number}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, function: Any, text: str, *, store: str = "the folder of Delta tables") -> argparse.ArgumentParser:
+    def add(name: str, function: Any, text: str, *, store: str | None = "the folder of Delta tables") -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
         command.set_defaults(command=function)
-        command.add_argument("--store", required=True, metavar="URI", help=store)
+        if store is not None:
+            command.add_argument("--store", required=True, metavar="URI", help=store)
         command.add_argument(
             "--json", action="store_true", help="result as JSON on the standard output, messages as JSON lines on the error stream"
         )
@@ -290,6 +299,17 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--output", required=True, metavar="FILE", help="for example report.html")
     evaluate = add("evaluate", _evaluate, "Measure topic quality: coherence, diversity, and agreement with a column of labels.")
     evaluate.add_argument("--labels", metavar="COLUMN", help="a column of documents that holds the true classes")
+    diff = add("diff", _diff, "Tell what changed between two generations or stores: topics found, gone, grown, ...", store=None)
+    diff.epilog = (
+        "examples:\n"
+        "  topicscale diff --from tickets/@1 --to tickets/@2\n"
+        "  topicscale diff --from monday/ --to tuesday/ --min-change .25 --json"
+    )
+    diff.add_argument("--from", required=True, metavar="STORE[@GENERATION]", help="the earlier side (default: its newest generation)")
+    diff.add_argument("--to", required=True, metavar="STORE[@GENERATION]", help="the later side")
+    diff.add_argument(
+        "--min-change", type=float, default=0.1, metavar="X", help="a topic has grown when it is larger by this much (default: .1)"
+    )
     return parser
 
 
