@@ -305,7 +305,7 @@ def _parser() -> argparse.ArgumentParser:
         "  topicscale diff --from tickets/@1 --to tickets/@2\n"
         "  topicscale diff --from monday/ --to tuesday/ --min-change .25 --json"
     )
-    diff.add_argument("--from", required=True, metavar="STORE[@GENERATION]", help="the earlier side (default: its newest generation)")
+    diff.add_argument("--from", required=True, metavar="STORE[@GENERATION]", help="the earlier side; without a generation the newest")
     diff.add_argument("--to", required=True, metavar="STORE[@GENERATION]", help="the later side")
     diff.add_argument(
         "--min-change", type=float, default=0.1, metavar="X", help="a topic has grown when it is larger by this much (default: .1)"

@@ -17,8 +17,8 @@ from topicscale.overlap import SHARED, Flows, Side, count, hashes
 from topicscale.store import MARKER, Snapshot, Store, local_path
 from topicscale.tables import OUTLIER
 
-HELD = 16_000_000
-"""Documents held in memory at a time, at 12 bytes each and as much again while they are sorted."""
+HELD = 8_000_000
+"""Documents held in memory at a time: about 350 MB. Twice as many are read twice."""
 PROBED = 5000
 """About how many documents are looked at to tell whether equal ids mean equal documents."""
 TOPICS = ["topic_id", "topic_key", "size", "reference_vector", "label", "keywords"]
@@ -154,7 +154,9 @@ def describe(found: dict[str, Any]) -> str:
     if found["moved_ids"]:
         lines.append("Ids that mean another topic now (ids stay through `update`, not through a run of its own):")
         for moved in found["moved_ids"][:LISTED]:
-            lines.append(f"  {moved['topic_id']}: was what is now {_ids(moved['now'])}; is what was {_ids(moved['was'])}")
+            was = f"is what was {_ids(moved['was'])}" if moved["was"] else "is new"
+            now = f"is {_ids(moved['now'])}" if moved["now"] else "is gone"
+            lines.append(f"  {moved['topic_id']}: {was}; what it was {now}")
         if len(found["moved_ids"]) > LISTED:
             lines.append(f"  and {len(found['moved_ids']) - LISTED:,} more (--json lists them)")
     return "\n".join(lines)
@@ -289,4 +291,4 @@ def _place(topic: int | str) -> str:
 
 
 def _ids(topics: list[int]) -> str:
-    return ", ".join(str(topic) for topic in topics) or "none"
+    return ", ".join(str(topic) for topic in topics)

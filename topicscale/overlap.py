@@ -34,6 +34,8 @@ SHARED = 0.5
 """Documents match topics when both sides hold at least this share of the smaller side's documents. Below it the documents that
 happen to be in both speak for too little of the topics."""
 BLOCK = 2048
+BUFFER = 1_000_000
+"""Documents counted at a time: sorting the pairs of topics at every batch would cost more than the batch."""
 
 Batches = Callable[[], Iterable[pa.RecordBatch]]
 
@@ -105,7 +107,7 @@ def count(before: Batches, after: Batches, *, passes: int = 1) -> Flows:
     before, after : callable
         Returns record batches with the columns ``doc_id`` and ``topic_id``, each document once, in any order.
     passes : int
-        Both are read this many times, and 12 bytes are held for one in ``passes`` documents of ``before``.
+        Both are read this many times, and one in ``passes`` documents of ``before`` is held: 12 bytes each, 44 while they are sorted.
 
     Notes
     -----
@@ -113,6 +115,7 @@ def count(before: Batches, after: Batches, *, passes: int = 1) -> Flows:
     would move a count by one. Apart from the hashes, memory grows with the pairs of topics that have documents in common.
     """
     pairs, numbers = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    waiting: list[Int64] = []
     for part in range(passes):
         held = [_hashed(batch, part, passes) for batch in before()]
         ids = np.concatenate([np.zeros(0, np.uint64), *(part_ids for part_ids, _ in held)])
@@ -127,11 +130,20 @@ def count(before: Batches, after: Batches, *, passes: int = 1) -> Flows:
             position = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
             same = ids[position] == wanted
             code = ((topics[position[same]].astype(np.int64) + 1) << 32) | (topic[same].astype(np.int64) + 1)
-            found, times = np.unique(code, return_counts=True)
-            merged, where = np.unique(np.concatenate([pairs, found]), return_inverse=True)
-            numbers = np.bincount(where.ravel(), weights=np.concatenate([numbers, times]), minlength=len(merged)).astype(np.int64)
-            pairs = merged
+            waiting.append(code)
+            if sum(map(len, waiting)) >= max(BUFFER, len(pairs)):
+                pairs, numbers = _added(pairs, numbers, waiting)
+                waiting = []
+    pairs, numbers = _added(pairs, numbers, waiting)
     return Flows((pairs >> 32) - 1, (pairs & 0xFFFFFFFF) - 1, numbers)
+
+
+def _added(pairs: Int64, numbers: Int64, waiting: list[Int64]) -> tuple[Int64, Int64]:
+    found, times = np.unique(np.concatenate([np.zeros(0, np.int64), *waiting]), return_counts=True)
+    merged, where = np.unique(np.concatenate([pairs, found]), return_inverse=True)
+    total = np.zeros(len(merged), np.int64)
+    np.add.at(total, where.ravel(), np.concatenate([numbers, times]))
+    return merged, total
 
 
 def by_documents(before: Side, after: Side, flows: Flows) -> Links:

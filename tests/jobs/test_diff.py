@@ -196,7 +196,7 @@ def test_an_id_that_means_another_topic_is_told(store, capsys) -> None:
     generation(store, {f"d{i}": i % 2 for i in range(40)})
     generation(store, {f"d{i}": 1 - i % 2 for i in range(40)})
     _, out, _ = topicscale("--from", f"{store.uri}@1", "--to", store.uri, capsys=capsys)
-    assert "0: was what is now 1; is what was 1" in out
+    assert "0: is what was 1; what it was is 1" in out
 
 
 def test_stores_of_other_documents_are_matched_by_vectors(tmp_path) -> None:

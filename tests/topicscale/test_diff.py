@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from topicscale import overlap
 from topicscale.cluster import unit
 from topicscale.diff import Difference, compare
 from topicscale.overlap import Flows, Side, count
@@ -74,7 +75,9 @@ def told(found: Difference) -> set[tuple[str, tuple[int, ...], tuple[int, ...]]]
 
 
 @pytest.mark.parametrize("passes", [1, 3])
-def test_documents_are_counted_exactly(passes) -> None:
+@pytest.mark.parametrize("buffer", [overlap.BUFFER, 10])
+def test_documents_are_counted_exactly(passes, buffer, monkeypatch) -> None:
+    monkeypatch.setattr(overlap, "BUFFER", buffer)
     random = np.random.default_rng(0)
     before = {f"d{i}": int(random.integers(-1, 5)) for i in range(500)}
     after = {f"d{i}": int(random.integers(-1, 4)) for i in range(300, 900)}
