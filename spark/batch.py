@@ -8,12 +8,11 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from spark import ingest
-from spark.cleaning import clean
 from spark.partitioning import by_column, by_hash, check_values
-from spark.reading import RAW, SOURCE, read
+from spark.reading import RAW, SOURCE
 from spark.tables import load, table_uri
 from topicscale.config import Config
-from topicscale.errors import InputError, JobFailed
+from topicscale.errors import JobFailed
 from topicscale.inputs import InputPlan
 
 _PRESENT, _CLASH = "_present", "_clash"
@@ -59,12 +58,8 @@ def add(
         The version of ``documents`` that is compared with: that of the generation this batch adds to.
     """
     column = config.partition.column
-    rows = read(spark, plan, config.input)
-    if column is not None and column not in rows.names:
-        raise InputError(f"partition.column names {column!r}, which the input lacks. Its columns: {', '.join(rows.names)}.")
-    cleaned = clean(rows, config.input, dimension=plan.dimension, partition_column=column)
-    by_id = config.input.id_column is not None
-    faults, values = ingest.count(cleaned, by_value=column is not None, by_id=by_id)
+    cleaned, counts = ingest.survey(spark, config, plan)
+    faults, values, by_id = counts.faults, counts.values, config.input.id_column is not None
     good = faults.pop(None, 0)
     if column is not None:
         check_values(len(values), column)

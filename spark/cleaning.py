@@ -10,7 +10,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from spark.reading import BAD, RAW, SOURCE, Rows, kind_of
+from spark.reading import BAD, LATE, LOST, RAW, SOURCE, Loss, Rows, kind_of
 from topicscale.config import InputConfig
 from topicscale.inputs import text_columns
 
@@ -26,6 +26,9 @@ RESERVED += (
     SOURCE,
     RAW,
     BAD,
+    LOST,
+    LATE,
+    "_chars",
     "_metadata",
     "_change_type",
     "_commit_version",
@@ -48,6 +51,10 @@ class Clean:
     """Input column -> its name in ``documents``, where they differ."""
     changed: dict[str, str] = field(default_factory=dict)
     """Input column -> what was done to its values (a cast), or that it was left out and why."""
+    losses: tuple[Loss, ...] = ()
+    """What can have happened to values of the kept columns; whether it did, row by row, is in the frame's array :data:`LOST`."""
+    late: bool = False
+    """The frame also has the reader's :data:`LATE`: every column is to be kept, and rows may have others."""
 
 
 def clean(rows: Rows, config: InputConfig, *, dimension: int | None, partition_column: str | None = None) -> Clean:
@@ -93,7 +100,10 @@ def clean(rows: Rows, config: InputConfig, *, dimension: int | None, partition_c
         columns.append(value.alias(label))
     if vector is not None:
         columns.append(vector.alias("embedding"))
-    content = [_content(rows.column(name), types[name]) for name in names]
+    losses = [i for i, loss in enumerate(rows.losses) if loss.column in wanted]
+    late = config.keep is None and rows.plan.format == "jsonl"
+    notes = [F.array(*[F.col(LOST)[i] for i in losses]).alias(LOST)] if losses else []
+    content = [_content(rows.column(name), types[name], late=name if kinds.get(name) == "late" else None) for name in names]
     cleaned = frame.select(
         F.make_valid_utf8(text).alias("text"),
         F.substring(F.sha2(text, 256), 1, 32).alias("text_hash"),
@@ -104,8 +114,10 @@ def clean(rows: Rows, config: InputConfig, *, dimension: int | None, partition_c
         reason.alias(REASON),
         SOURCE,
         RAW,
+        *notes,
+        *([LATE] if late else []),
     )
-    return Clean(cleaned, tuple(kept), renamed, changed)
+    return Clean(cleaned, tuple(kept), renamed, changed, tuple(rows.losses[i] for i in losses), late)
 
 
 def _bounded(value: Column) -> Column:
@@ -146,8 +158,13 @@ def _label(name: str, taken: list[str]) -> str:
     return label
 
 
-def _content(value: Column, kind: T.DataType) -> Column:
-    """Return a column's part of the row's content: its length, then its text, so that no two rows read alike."""
+def _content(value: Column, kind: T.DataType, *, late: str | None = None) -> Column:
+    """Return a column's part of the row's content: its length, then its text, so that no two rows read alike.
+
+    A late column adds nothing to the rows that lack it: their ids are those they would have without the others' key.
+    """
+    if late is not None:
+        return F.when(value.isNotNull(), F.concat(F.lit(f"{len(late)}:{late}="), F.length(value).cast("string"), F.lit(":"), value))
     if isinstance(kind, T.BinaryType):
         text = F.hex(value)
     elif kind_of(kind) == "vector":

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from spark.cleaning import CONTENT, REASON, Clean, clean
 from spark.partitioning import MAX_VALUES, Partitioner, by_column, by_hash, check_values, short_hash
-from spark.reading import RAW, SOURCE, read
+from spark.reading import LATE, LOST, RAW, SOURCE, read, with_late
 from spark.tables import load, replace_table
 from topicscale.config import Config, fingerprint
 from topicscale.errors import InputError, JobFailed
@@ -20,6 +20,9 @@ from topicscale.tables import QUARANTINE_REASONS
 
 Txn = Mapping[str, tuple[str, int]]
 """Table -> the transaction application id and version that make its write repeatable."""
+
+MOST_LATE = 100
+"""Columns that are made of keys which a file's head did not show. Where keys are data, there is no end of them."""
 
 PARTITIONS_SCHEMA = "partition_id string, value string, rows bigint, chars bigint, digest string"
 
@@ -47,6 +50,21 @@ class IngestResult:
     partitions: tuple[PartitionInfo, ...]
     renamed: dict[str, str] = field(default_factory=dict)
     changed: dict[str, str] = field(default_factory=dict)
+    """Input column -> what was done to its values, and in how many documents where not in all."""
+
+
+@dataclass
+class Counts:
+    """What one pass over the input tells."""
+
+    faults: dict[str | None, int] = field(default_factory=dict)
+    """Rows by reason; None: documents."""
+    values: dict[str | None, int] = field(default_factory=dict)
+    """Documents by value of the partition column."""
+    losses: list[int] = field(default_factory=list)
+    """Documents that each of ``Clean.losses`` happened to."""
+    late: int = 0
+    """Documents with keys that are no column yet."""
 
 
 def ingest(
@@ -71,12 +89,8 @@ def ingest(
     """
     plan = plan or inspect(config.input)
     column = config.partition.column
-    rows = read(spark, plan, config.input)
-    if column is not None and column not in rows.names:
-        raise InputError(f"partition.column names {column!r}, which the input lacks. Its columns: {', '.join(rows.names)}.")
-    cleaned = clean(rows, config.input, dimension=plan.dimension, partition_column=column)
-    by_id = config.input.id_column is not None
-    faults, values = count(cleaned, by_value=column is not None, by_id=by_id)
+    cleaned, counts = survey(spark, config, plan)
+    faults, values, by_id = counts.faults, counts.values, config.input.id_column is not None
     good = faults.pop(None, 0)
     total = good + sum(faults.values())
     if not total:
@@ -108,14 +122,38 @@ def ingest(
     return IngestResult(total, good, dict(sorted(faults.items())), partitions, cleaned.renamed, cleaned.changed)
 
 
-def count(cleaned: Clean, *, by_value: bool, by_id: bool) -> tuple[dict[str | None, int], dict[str | None, int]]:
-    """Return rows by reason (None: documents), and documents by value of the partition column."""
+def survey(spark: SparkSession, config: Config, plan: InputPlan) -> tuple[Clean, Counts]:
+    """Return the rows of the input, and what one pass over them tells.
+
+    Raises
+    ------
+    InputError
+        The input lacks a column.
+    """
+    column, by_id = config.partition.column, config.input.id_column is not None
+    rows = read(spark, plan, config.input)
+    if column is not None and column not in rows.names:
+        raise InputError(f"partition.column names {column!r}, which the input lacks. Its columns: {', '.join(rows.names)}.")
+    cleaned = clean(rows, config.input, dimension=plan.dimension, partition_column=column)
+    counts = count(cleaned, by_value=column is not None, by_id=by_id)
+    told = _lost(cleaned, counts)
+    if counts.late:
+        keys, notes = _late_keys(cleaned.frame, rows.names)
+        rows = read(spark, with_late(rows.plan, keys), config.input)
+        cleaned = clean(rows, config.input, dimension=plan.dimension, partition_column=column)
+        told |= notes
+    return replace(cleaned, changed=cleaned.changed | told), counts
+
+
+def count(cleaned: Clean, *, by_value: bool, by_id: bool) -> Counts:
     frame = cleaned.frame
     value = F.when(F.col(REASON).isNull(), F.col("_value"))
     aggregates = [F.count("*").alias("rows")] + ([F.count_distinct("_id").alias("ids")] if by_id and not by_value else [])
+    aggregates += [F.count_if(F.col(LOST)[i]).alias(f"lost{i}") for i in range(len(cleaned.losses))]
+    aggregates += [F.count_if(F.size(LATE) > 0).alias("late")] if cleaned.late else []
     groups = frame.groupBy(REASON, value.alias("_value")) if by_value else frame.groupBy(REASON)
-    faults: dict[str | None, int] = {}
-    values: dict[str | None, int] = {}
+    counts = Counts(losses=[0] * len(cleaned.losses))
+    faults, values = counts.faults, counts.values
     duplicates = 0
     for row in groups.agg(*aggregates).limit(MAX_VALUES + len(QUARANTINE_REASONS) + 1).collect():
         reason, rows = row[REASON], row["rows"]
@@ -123,12 +161,47 @@ def count(cleaned: Clean, *, by_value: bool, by_id: bool) -> tuple[dict[str | No
         if reason is None:
             values[row["_value"] if by_value else None] = rows
             duplicates += rows - row["ids"] if by_id and not by_value else 0
+            counts.losses = [known + row[f"lost{i}"] for i, known in enumerate(counts.losses)]
+            counts.late += row["late"] if cleaned.late else 0
     if by_id and by_value:
         ids = frame.where(F.col(REASON).isNull()).agg(F.count_distinct("_id")).collect()[0][0]
         duplicates = faults.get(None, 0) - ids
     if duplicates:
         faults["duplicate_id"], faults[None] = duplicates, faults[None] - duplicates
-    return faults, values
+    return counts
+
+
+def _lost(cleaned: Clean, counts: Counts) -> dict[str, str]:
+    """Return column -> in how many documents its value was not what the row says, and what it became."""
+    told: dict[str, str] = {}
+    for loss, rows in zip(cleaned.losses, counts.losses, strict=True):
+        if rows:
+            before = f"{told[loss.column]}; " if loss.column in told else ""
+            told[loss.column] = f"{before}{loss.what} in {rows:,} documents"
+    return told
+
+
+def _late_keys(frame: DataFrame, names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Return the keys that become columns too, in name order, and what to tell of them.
+
+    A pass of its own, over the keys alone, since only few inputs need it and their number has no bound.
+    """
+    keys = frame.where(F.col(REASON).isNull()).select(F.explode(F.array_distinct(LATE)).alias("key"))
+    keys = keys.groupBy(F.make_valid_utf8("key").alias("key")).agg(F.count("*").alias("rows"))
+    found = keys.orderBy(F.desc("rows"), "key").limit(MOST_LATE + 1).collect()
+    taken, kept, told = {name.lower() for name in names}, [], {}
+    for key, rows in found[:MOST_LATE]:
+        if key.lower() in taken or not 0 < len(key) <= 200 or "\ufffd" in key:
+            told[key[:200]] = f"lost: a key of {rows:,} documents that cannot be a column beside the others"
+        else:
+            taken.add(key.lower())
+            kept.append(key)
+            told[key] = f"kept as text: {rows:,} documents have it, and none of the rows that tell the columns"
+    if len(found) > MOST_LATE:
+        told["(other keys)"] = (
+            f"lost: more than {MOST_LATE} keys that none of the rows that tell the columns have; name columns by input.keep"
+        )
+    return sorted(kept), told
 
 
 def identify(frame: DataFrame, partitioner: Partitioner, *, by_id: bool, duplicates: bool) -> DataFrame:

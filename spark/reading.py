@@ -7,6 +7,7 @@ is a character, and turned back into bytes; json lines and text are read as line
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -18,15 +19,28 @@ from topicscale.errors import InputError
 from topicscale.inputs import InputPlan, check_columns, is_remote
 from topicscale.sniff import Column as InputColumn
 
-SOURCE, RAW, BAD = "_source", "_raw", "_bad"
+SOURCE, RAW, BAD, LOST, LATE = "_source", "_raw", "_bad", "_lost", "_late"
 _CORRUPT = "_topicscale_corrupt"
 _SEEN = "\x1f"
 
 
 @dataclass(frozen=True)
+class Loss:
+    """A way in which a column can fail to hold what a row says."""
+
+    column: str
+    """The input's name of it."""
+    what: str
+    """What became of the value, for people."""
+
+
+@dataclass(frozen=True)
 class Rows:
     """The input: ``frame`` has the columns ``c0``, ``c1``, ... (the input's, in its order), then :data:`SOURCE` (the file's path),
-    :data:`RAW` (what the row looked like, bounded) and :data:`BAD` (why the reader could not take it apart, or null)."""
+    :data:`RAW` (what the row looked like, bounded) and :data:`BAD` (why the reader could not take it apart, or null).
+
+    Json lines alone have :data:`LOST` (array<boolean>: whether each of ``losses`` happened to the row) and :data:`LATE`
+    (array<string>: the row's keys that are no column, in bytes that may not be UTF-8)."""
 
     frame: DataFrame
     names: tuple[str, ...]
@@ -34,6 +48,7 @@ class Rows:
     checked: bool
     """Columns are bytes that must be checked to be UTF-8; otherwise the reader decoded them."""
     raw_chars: int
+    losses: tuple[Loss, ...] = ()
 
     def column(self, name: str) -> Column:
         """Return the input's column of that name."""
@@ -50,10 +65,11 @@ def read(spark: SparkSession, plan: InputPlan, config: InputConfig, *, raw_chars
     """
     paths = [path if is_remote(path) else f"file://{_escape(path)}" for path in plan.paths]
     utf8 = plan.options.get("encoding", "UTF-8").upper().replace("-", "") == "UTF8"
+    losses: tuple[Loss, ...] = ()
     if plan.format in ("csv", "tsv"):
         frame, columns = _csv(spark, plan, paths, utf8)
     elif plan.format == "jsonl":
-        frame, columns = _jsonl(spark, plan, paths, utf8, config)
+        frame, columns, losses = _jsonl(spark, plan, paths, utf8, config)
     elif plan.format == "text":
         frame, columns = _text(spark, plan, paths)
     else:
@@ -62,7 +78,7 @@ def read(spark: SparkSession, plan: InputPlan, config: InputConfig, *, raw_chars
         check_columns(columns, config, plan.format)
         plan = replace(plan, columns=tuple(columns))
     frame = frame.withColumn(RAW, F.make_valid_utf8(F.substring(F.col(RAW), 1, raw_chars))).withColumn(SOURCE, _readable(F.col(SOURCE)))
-    return Rows(frame, tuple(column.name for column in columns), plan, utf8, raw_chars)
+    return Rows(frame, tuple(column.name for column in columns), plan, utf8, raw_chars, losses)
 
 
 def _csv(spark: SparkSession, plan: InputPlan, paths: list[str], utf8: bool) -> tuple[DataFrame, list[InputColumn]]:
@@ -93,7 +109,14 @@ def _csv(spark: SparkSession, plan: InputPlan, paths: list[str], utf8: bool) -> 
     ), columns
 
 
-def _jsonl(spark: SparkSession, plan: InputPlan, paths: list[str], utf8: bool, config: InputConfig) -> tuple[DataFrame, list[InputColumn]]:
+def with_late(plan: InputPlan, keys: Iterable[str]) -> InputPlan:
+    """Return the plan with these keys of json lines as columns too."""
+    return replace(plan, columns=(*plan.columns, *(InputColumn(key, "late") for key in keys)))
+
+
+def _jsonl(
+    spark: SparkSession, plan: InputPlan, paths: list[str], utf8: bool, config: InputConfig
+) -> tuple[DataFrame, list[InputColumn], tuple[Loss, ...]]:
     lines = spark.read.options(**_line_options(plan, utf8)).text(paths).select(F.col("value"), F.col("_metadata.file_path").alias(SOURCE))
     lines = (
         lines.withColumn("value", F.regexp_replace(F.col("value"), "^\ufeff", "")).where(F.col("value").rlike("\\S")) if not utf8 else lines
@@ -120,9 +143,19 @@ def _jsonl(spark: SparkSession, plan: InputPlan, paths: list[str], utf8: bool, c
     kinds = {"number": "double", "boolean": "boolean"}
     verbatim = {*config.text_column, config.id_column}  # an id of 17 digits is not the double nearest to it
     parts = []
+    losses: list[Loss] = []
+    lost: list[Column] = []
     for i, c in enumerate(columns):
-        value = F.col("_row").getField(c.name)
-        parts.append((value.try_cast(kinds[c.kind]) if c.kind in kinds and c.name not in verbatim else value).alias(f"c{i}"))
+        value = told = F.col("_row").getField(c.name)
+        if c.kind in kinds and c.name not in verbatim:
+            value = told.try_cast(kinds[c.kind])
+            losses.append(Loss(c.name, f"null instead of a value that is no {c.kind}"))
+            lost.append(told.isNotNull() & value.isNull())
+            if c.kind == "number":
+                losses.append(Loss(c.name, "rounded, having more digits than a number keeps"))
+                whole = (F.length(told) > 15) & told.rlike("^-?[0-9]+$")
+                lost.append(whole & ~told.try_cast("decimal(38,0)").eqNullSafe(value.try_cast("decimal(38,0)")))
+        parts.append(value.alias(f"c{i}"))
     bad = F.when(corrupt, F.lit("bad_row"))
     for name in config.text_column:
         # objects and arrays arrive as their JSON text; only what looks like one is parsed again, to see which it was
@@ -131,7 +164,9 @@ def _jsonl(spark: SparkSession, plan: InputPlan, paths: list[str], utf8: bool, c
         bad = bad.when(text.rlike(r"^[\[{]") & (kind != "STRING"), "not_text")
         # the JSON parser replaces what it cannot decode: the line still shows it
         bad = bad.when(~F.is_valid_utf8(F.col("value")) & F.contains(text, F.lit("\ufffd")), "undecodable")
-    return parsed.select(*parts, SOURCE, F.col("value").alias(RAW), bad.alias(BAD)), columns
+    late = F.array_except(F.json_object_keys(F.col("value")), F.array(*[F.lit(c.name) for c in columns]))
+    flags = F.array(*lost).cast("array<boolean>").alias(LOST)
+    return parsed.select(*parts, SOURCE, F.col("value").alias(RAW), bad.alias(BAD), flags, late.alias(LATE)), columns, tuple(losses)
 
 
 def _text(spark: SparkSession, plan: InputPlan, paths: list[str]) -> tuple[DataFrame, list[InputColumn]]:

@@ -26,7 +26,8 @@ class Column:
 
     name: str
     kind: str
-    """string, number, boolean, time, vector (array of numbers), binary, nested, or unknown (nulls only)."""
+    """string, number, boolean, time, vector (array of numbers), binary, nested, unknown (nulls only), or late (text: of a json key that no
+    file's head shows)."""
 
 
 @dataclass(frozen=True)

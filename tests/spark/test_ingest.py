@@ -264,3 +264,53 @@ def test_an_unknown_partition_column_is_refused(spark, tmp_path):
     path.write_text("one\n")
     with pytest.raises(InputError, match=r"partition\.column"):
         _run(spark, tmp_path, path, partition__column="site")
+
+
+def _told_by_its_head(folder, late, name="late.jsonl"):
+    """Write a first MiB of rows that have a number, a truth value and nothing else, then the late rows; return the path."""
+    path = folder / name
+    head = [{"text": f"early text {i} " + "word " * 200, "n": i, "ok": True} for i in range(1100)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*head, *late]))
+    return path
+
+
+def test_keys_that_appear_late_are_kept_and_told(spark, tmp_path):
+    late = [{"text": "one", "n": 1, "site": "a"}, {"text": "two", "site": {"b": 1}, "N": 5}, {"text": "", "site": "c", "never": 1}]
+    result, documents, _ = _run(spark, tmp_path, _told_by_its_head(tmp_path, late))
+    stored = {d["text"]: d for d in documents}
+    assert (stored["one"]["site"], stored["two"]["site"]) == ("a", '{"b":1}')
+    assert "2 documents have it" in result.changed["site"]
+    assert result.changed["N"].startswith("lost: a key of 1 documents")  # differs from n in case alone
+    assert "never" not in result.changed  # its row is in quarantine, as it was read
+    _, alone, _ = _run(spark, tmp_path, _told_by_its_head(tmp_path, []))
+    assert {d["doc_id"] for d in alone} < {d["doc_id"] for d in documents}  # others' keys change no row's id
+
+
+def test_late_keys_nobody_asked_for_are_not_told(spark, tmp_path):
+    result, documents, _ = _run(spark, tmp_path, _told_by_its_head(tmp_path, [{"text": "one", "site": "a"}]), input__keep=["n"])
+    assert (result.changed, "site" in documents[0]) == ({}, False)
+
+
+def test_keys_without_end_make_a_bounded_number_of_columns(spark, tmp_path):
+    late = [{"text": f"t{i}", "common": i, f"key {i}": 1} for i in range(150)]
+    result, documents, _ = _run(spark, tmp_path, _told_by_its_head(tmp_path, late))
+    assert sum("kept as text" in what for what in result.changed.values()) == 100
+    assert result.changed["(other keys)"].startswith("lost")
+    assert next(d["common"] for d in documents if d["text"] == "t7") == "7"
+
+
+def test_late_values_that_do_not_fit_are_counted(spark, tmp_path):
+    late = [
+        {"text": "one", "n": "many", "ok": 2.5},
+        {"text": "two", "n": "12", "ok": "yes"},
+        {"text": "three", "n": 9007199254740993, "ok": None},
+        {"text": "four", "n": 9007199254740992, "ok": "perhaps"},
+        {"text": "", "n": "in quarantine"},
+    ]
+    result, documents, _ = _run(spark, tmp_path, _told_by_its_head(tmp_path, late))
+    stored = {d["text"]: d for d in documents}
+    assert [stored[text]["n"] for text in ("one", "two", "four")] == [None, 12.0, 9007199254740992.0]
+    assert set(result.changed) == {"n", "ok"}
+    assert "no number in 1 documents" in result.changed["n"]
+    assert "rounded" in result.changed["n"]
+    assert "no boolean in 2 documents" in result.changed["ok"]
