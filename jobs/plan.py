@@ -16,6 +16,8 @@ from topicscale.store import MARKER, Store, check_vacant, local_path
 
 GRAPH_BYTES = 3_000
 """Bytes a document takes while its partition is clustered: neighbour lists and the algorithm's own copies. An estimate, not measured."""
+TEXT_BYTES = 4
+"""Bytes a character takes while a worker embeds: in Arrow, as a Python string and in batches of tokens. An estimate, not measured."""
 DIMENSIONS = 384
 """Assumed before the model is loaded: MiniLM's."""
 
@@ -38,15 +40,23 @@ def plan(config: Config, store: str) -> dict[str, Any]:
     documents = found.rows
     partitions = config.partition.number
     if partitions is None and config.partition.column is None and documents is not None:
-        partitions = max(1, math.ceil(documents / config.partition.target_documents))
+        partitions = config.partition.pieces(documents, found.characters or 0)
     layout = runtime.local_plan(config.ray)
-    largest = None
+    memory = None
     if documents is not None:
-        number = config.partition.number
-        largest = min(documents, config.partition.target_documents) if number is None else math.ceil(documents / number)
-    memory = None if largest is None else largest * (DIMENSIONS * 4 * 3 + GRAPH_BYTES) + runtime.WORKER_MEMORY // 2
+        characters, target = found.characters or 0, config.partition
+        # a value of a column is split above twice the target, and how many it has is not known
+        largest = math.ceil(documents / partitions) if partitions else min(documents, 2 * target.target_documents)
+        letters = math.ceil(characters / partitions) if partitions else min(characters, 2 * target.target_characters)
+        memory = largest * (DIMENSIONS * 4 * 3 + GRAPH_BYTES) + letters * TEXT_BYTES + runtime.WORKER_MEMORY // 2
     return {
-        "input": {"paths": list(found.paths), "format": found.format, "rows_estimated": documents, "bytes": found.bytes},
+        "input": {
+            "paths": list(found.paths),
+            "format": found.format,
+            "rows_estimated": documents,
+            "bytes": found.bytes,
+            "characters_estimated": found.characters,
+        },
         "columns": [column.name for column in found.columns],
         "partitions": partitions if config.partition.column is None else f"one per value of {config.partition.column}",
         "workers": str(layout) if layout is not None else f"as many as {config.ray.address} holds",

@@ -63,9 +63,9 @@ def add(
     good = faults.pop(None, 0)
     if column is not None:
         check_values(len(values), column)
-        partitioner = by_column(config.partition, counts=values)
+        partitioner = by_column(config.partition, counts=values, characters=counts.characters)
     else:
-        partitioner = by_hash(config.partition, documents=good)
+        partitioner = by_hash(config.partition, documents=good, characters=sum(counts.characters.values()))
     held = load(spark, store_uri, "documents", version=documents_version)
     known = held.select("doc_id", F.col("text_hash").alias("_held"))
     identified = ingest.identify(cleaned.frame, partitioner, by_id=by_id, duplicates="duplicate_id" in faults)

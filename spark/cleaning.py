@@ -41,8 +41,8 @@ _VISIBLE = r"(?U)[^\s\p{Cntrl}\u200b-\u200f\u2060\ufeff\ufffd]"
 
 @dataclass(frozen=True)
 class Clean:
-    """Rows with ``text``, ``text_hash``, the kept columns, :data:`CONTENT` (a digest of the whole row, 64 hexadecimal
-    digits), ``_id`` (the id column as text, null without one), ``_value`` (the partition column as text, likewise),
+    """Rows with ``text``, ``text_hash``, ``_chars`` (the text's length), the kept columns, :data:`CONTENT` (a digest of the whole row,
+    64 hexadecimal digits), ``_id`` (the id column as text, null without one), ``_value`` (the partition column as text, likewise),
     :data:`REASON` (null for a document), and the reader's source and raw columns."""
 
     frame: DataFrame
@@ -107,6 +107,7 @@ def clean(rows: Rows, config: InputConfig, *, dimension: int | None, partition_c
     cleaned = frame.select(
         F.make_valid_utf8(text).alias("text"),
         F.substring(F.sha2(text, 256), 1, 32).alias("text_hash"),
+        F.length(text).alias("_chars"),
         *columns,
         identity.alias("_id"),
         _bounded(rows.column(partition_column)).alias("_value") if partition_column else F.lit(None).cast("string").alias("_value"),

@@ -61,6 +61,8 @@ class Counts:
     """Rows by reason; None: documents."""
     values: dict[str | None, int] = field(default_factory=dict)
     """Documents by value of the partition column."""
+    characters: dict[str | None, int] = field(default_factory=dict)
+    """Characters of their texts, likewise."""
     losses: list[int] = field(default_factory=list)
     """Documents that each of ``Clean.losses`` happened to."""
     late: int = 0
@@ -97,9 +99,9 @@ def ingest(
         raise InputError(f"The input holds no rows: {', '.join(plan.paths[:5])}.")
     if column is not None:
         check_values(len(values), column)
-        partitioner = by_column(config.partition, counts=values)
+        partitioner = by_column(config.partition, counts=values, characters=counts.characters)
     else:
-        partitioner = by_hash(config.partition, documents=good)
+        partitioner = by_hash(config.partition, documents=good, characters=sum(counts.characters.values()))
 
     vectors = ["embedding"] if config.input.embedding_column else []
     documents = identify(cleaned.frame, partitioner, by_id=by_id, duplicates="duplicate_id" in faults)
@@ -149,6 +151,7 @@ def count(cleaned: Clean, *, by_value: bool, by_id: bool) -> Counts:
     frame = cleaned.frame
     value = F.when(F.col(REASON).isNull(), F.col("_value"))
     aggregates = [F.count("*").alias("rows")] + ([F.count_distinct("_id").alias("ids")] if by_id and not by_value else [])
+    aggregates += [F.sum("_chars").alias("chars")]
     aggregates += [F.count_if(F.col(LOST)[i]).alias(f"lost{i}") for i in range(len(cleaned.losses))]
     aggregates += [F.count_if(F.size(LATE) > 0).alias("late")] if cleaned.late else []
     groups = frame.groupBy(REASON, value.alias("_value")) if by_value else frame.groupBy(REASON)
@@ -160,6 +163,7 @@ def count(cleaned: Clean, *, by_value: bool, by_id: bool) -> Counts:
         faults[reason] = faults.get(reason, 0) + rows
         if reason is None:
             values[row["_value"] if by_value else None] = rows
+            counts.characters[row["_value"] if by_value else None] = row["chars"]
             duplicates += rows - row["ids"] if by_id and not by_value else 0
             counts.losses = [known + row[f"lost{i}"] for i, known in enumerate(counts.losses)]
             counts.late += row["late"] if cleaned.late else 0

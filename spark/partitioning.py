@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -53,20 +52,22 @@ def short_hash(value: str | None) -> str:
     return "null" if value is None else hashlib.sha256(value.encode()).hexdigest()[:12]
 
 
-def by_hash(config: PartitionConfig, *, documents: int) -> Partitioner:
-    """Return hash partitions: as many as asked for, or of about ``target_documents`` each."""
-    return Partitioner(config.number or max(1, math.ceil(documents / config.target_documents)))
+def by_hash(config: PartitionConfig, *, documents: int, characters: int) -> Partitioner:
+    """Return hash partitions: as many as asked for, or of at most about ``target_documents`` and ``target_characters`` each."""
+    return Partitioner(config.number or config.pieces(documents, characters))
 
 
-def by_column(config: PartitionConfig, *, counts: Mapping[str | None, int]) -> Partitioner:
-    """Return one partition a value, in pieces where a value has more than twice ``target_documents``.
+def by_column(config: PartitionConfig, *, counts: Mapping[str | None, int], characters: Mapping[str | None, int]) -> Partitioner:
+    """Return one partition a value, in pieces where a value has more than twice ``target_documents`` or ``target_characters``.
 
     The name of the column, which the user wrote, makes the slug; values, which the data holds, are only hashed.
     """
     assert config.column is not None
     slug = re.sub(r"[^a-z0-9]+", "-", config.column.lower()).strip("-")[:20] or "column"
     large = {
-        short_hash(value): math.ceil(rows / config.target_documents) for value, rows in counts.items() if rows > 2 * config.target_documents
+        short_hash(value): config.pieces(rows, characters[value])
+        for value, rows in counts.items()
+        if rows > 2 * config.target_documents or characters[value] > 2 * config.target_characters
     }
     return Partitioner(0, slug, large)
 

@@ -55,9 +55,16 @@ class PartitionConfig:
     column: str | None = None
     """One partition per value of this column (a site, a tenant, a month); None partitions by hash of the text."""
     number: int | None = None
-    """Number of hash partitions; None derives it from ``target_documents``."""
+    """Number of hash partitions; None derives it from ``target_documents`` and ``target_characters``."""
     target_documents: int = 25_000
     """Documents per hash partition; a value of ``column`` that has more than twice as many is split into pieces of about this size."""
+    target_characters: int = 100_000_000
+    """Characters of text per hash partition, likewise: a worker holds a partition's texts in memory. What counts is the whole corpus' mean,
+    and identical texts always meet, so that one partition can hold somewhat more."""
+
+    def pieces(self, documents: int, characters: int) -> int:
+        """Return how many partitions of at most about the target sizes these make, at least one."""
+        return max(1, math.ceil(documents / self.target_documents), math.ceil(characters / self.target_characters))
 
 
 @dataclass(frozen=True)
@@ -368,6 +375,7 @@ def _validate(config: Config) -> None:
     check(0 <= c.input.max_quarantine <= 1, "input.max_quarantine", "between 0 and 1")
     check(c.partition.number is None or c.partition.number > 0, "partition.number", "above 0")
     check(c.partition.target_documents > 0, "partition.target_documents", "above 0")
+    check(c.partition.target_characters > 0, "partition.target_characters", "above 0")
     check(c.embedding.batch_tokens > 0, "embedding.batch_tokens", "above 0")
     check(c.embedding.max_tokens is None or c.embedding.max_tokens > 2, "embedding.max_tokens", "above 2")
     check(c.topics.min_size > 1, "topics.min_size", "above 1")

@@ -53,6 +53,8 @@ class InputPlan:
     """Version of a Delta table."""
     dimension: int | None = None
     """Length of the vectors in ``embedding_column``, from the first rows."""
+    characters: int | None = None
+    """Estimated number of characters of the texts, None where the files' heads do not tell."""
 
 
 def inspect(config: InputConfig) -> InputPlan:
@@ -92,6 +94,7 @@ def inspect(config: InputConfig) -> InputPlan:
         if chosen == "parquet" and len(samples) == len(paths)
         else round(total * seen_rows / max(1, seen_bytes))
     )
+    seen_characters = sum(s.characters.get(name, 0) for s in samples for name in text_columns(config, chosen))
     listing = [(path, sizes[path], os.stat(path).st_mtime_ns) for path in paths]
     lengths = [
         s.dimensions[config.embedding_column] for s in samples if config.embedding_column and config.embedding_column in s.dimensions
@@ -105,6 +108,7 @@ def inspect(config: InputConfig) -> InputPlan:
         bytes=total,
         fingerprint=fingerprint(listing, chosen, options),
         dimension=lengths[0] if lengths else None,
+        characters=round(total * seen_characters / max(1, seen_bytes)),
     )
 
 

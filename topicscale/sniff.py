@@ -16,6 +16,8 @@ from topicscale.errors import InputError
 
 _HEAD = 1 << 20
 """Bytes (uncompressed) that are read of a file."""
+_GROUPS = 20
+"""Row groups of a parquet file that tell how long its texts are."""
 _LONGEST = 1 << 26
 """Bytes that are read at most where the first line is longer than that."""
 
@@ -41,6 +43,8 @@ class Sample:
     """Bytes on disk that those rows take."""
     dimensions: Mapping[str, int] = field(default_factory=dict)
     """Most common length of each vector column."""
+    characters: Mapping[str, int] = field(default_factory=dict)
+    """Characters that each column of texts has in these rows; of a parquet file, about the bytes that they take encoded."""
 
 
 def sample_file(path: str, chosen: str, options: Mapping[str, str], *, head_bytes: int = _HEAD) -> Sample:
@@ -63,7 +67,8 @@ def sample_file(path: str, chosen: str, options: Mapping[str, str], *, head_byte
     except LookupError:
         raise InputError(f"input.options.encoding must be a known encoding. Got {encoding!r} instead.") from None
     if chosen == "text":
-        return Sample((Column("text", "string"),), max(1, text.count("\n") + (whole and not text.endswith("\n"))), used)
+        rows = max(1, text.count("\n") + (whole and not text.endswith("\n")))
+        return Sample((Column("text", "string"),), rows, used, characters={"text": len(text)})
     if chosen == "jsonl":
         return _jsonl(path, text, used, whole)
     return _csv(path, text, options, used, whole)
@@ -112,7 +117,14 @@ def _parquet(path: str) -> Sample:
                     if lengths:
                         dimensions[name] = lengths.most_common(1)[0][0]
                 break
-        return Sample(columns, file.metadata.num_rows, os.path.getsize(path), dimensions)
+        characters: Counter[str] = Counter()
+        texts = {column.name for column in columns if column.kind == "string"}
+        groups = min(file.metadata.num_row_groups, _GROUPS)
+        for group in map(file.metadata.row_group, range(groups)):
+            for number in range(file.metadata.num_columns):
+                if (name := file.schema.column(number).path) in texts:
+                    characters[name] += group.column(number).total_uncompressed_size * file.metadata.num_row_groups // groups
+        return Sample(columns, file.metadata.num_rows, os.path.getsize(path), dimensions, characters)
 
 
 def _head(path: str, number: int) -> tuple[bytes, int, bool]:
@@ -141,6 +153,7 @@ def _jsonl(path: str, text: str, used: int, whole: bool) -> Sample:
         lines = lines[:-1]
     kinds: dict[str, str] = {}
     lengths: dict[str, Counter[int]] = {}
+    characters: Counter[str] = Counter()
     parsed = 0
     for line in lines:
         try:
@@ -152,6 +165,8 @@ def _jsonl(path: str, text: str, used: int, whole: bool) -> Sample:
         parsed += 1
         for key, value in row.items():
             kind = _json_kind(value)
+            if isinstance(value, str):
+                characters[key] += len(value)
             if kind == "vector":
                 lengths.setdefault(key, Counter())[len(value)] += 1
             known = kinds.setdefault(key, kind)
@@ -164,7 +179,8 @@ def _jsonl(path: str, text: str, used: int, whole: bool) -> Sample:
             else f"Input {path!r} is empty."
         )
     dimensions = {key: counts.most_common(1)[0][0] for key, counts in lengths.items()}
-    return Sample(tuple(Column(key, kind) for key, kind in kinds.items()), sum(bool(line.strip()) for line in lines), used, dimensions)
+    columns = tuple(Column(key, kind) for key, kind in kinds.items())
+    return Sample(columns, sum(bool(line.strip()) for line in lines), used, dimensions, characters)
 
 
 def _json_kind(value: Any) -> str:
@@ -211,4 +227,8 @@ def _csv(path: str, text: str, options: Mapping[str, str], used: int, whole: boo
     for i, name in enumerate(rows[0] if header else [""] * len(rows[0])):
         label = name if name.strip() else f"_c{i}"
         names.append(label if label not in names else f"{label}_{i}")
-    return Sample(tuple(Column(name, "string") for name in names), counted, used)
+    characters = dict.fromkeys(names, 0)
+    for row in rows[int(header) :]:
+        for name, value in zip(names, row, strict=False):
+            characters[name] += len(value)
+    return Sample(tuple(Column(name, "string") for name in names), counted, used, characters=characters)

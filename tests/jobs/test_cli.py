@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -64,9 +65,12 @@ def test_dry_run_prints_the_plan(tickets, tmp_path) -> None:
     assert done.returncode == 0
     assert "Nothing was started" in done.stdout
     assert not (tmp_path / "store").exists()
-    plan = json.loads(topicscale("run", "--input", str(tickets), "--store", str(tmp_path / "store"), "--dry-run", "--json").stdout)
+    request = ["run", "--input", str(tickets), "--store", str(tmp_path / "store")]
+    plan = json.loads(topicscale(*request, "--dry-run", "--json").stdout)
     assert plan["input"]["format"] == "csv"
     assert plan["partitions"] == 1
+    long = topicscale(*request, "--dry-run", "--json", "--set", "partition.target_characters=10")
+    assert json.loads(long.stdout)["partitions"] == math.ceil(plan["input"]["characters_estimated"] / 10) > 1
 
 
 @pytest.mark.parametrize("command", [["status"], ["topics"], ["report", "--output", "r.html"], ["evaluate"]])

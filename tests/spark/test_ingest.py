@@ -232,6 +232,22 @@ def test_a_column_makes_one_partition_a_value_and_pieces_of_a_large_one(spark, t
     assert "site-name-null" in {p.partition_id for p in result.partitions}
 
 
+def test_partitions_are_bounded_by_characters_too(spark, tmp_path):
+    path = tmp_path / "long.jsonl"
+    rows = [{"text": f"{i} " + "long text " * 100, "site": "large"} for i in range(40)] + [
+        {"text": f"s{i}", "site": "small"} for i in range(40)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    result, documents, _ = _run(spark, tmp_path, path, partition__target_characters=5_000)
+    assert len(result.partitions) == -(-sum(len(d["text"]) for d in documents) // 5_000) == 9
+    random.Random(2).shuffle(rows)
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert _run(spark, tmp_path, path, partition__target_characters=5_000)[0].partitions == result.partitions
+    result, _, _ = _run(spark, tmp_path, path, partition__column="site", partition__target_characters=5_000)
+    assert [p.value for p in result.partitions].count("large") == 9
+    assert [p.value for p in result.partitions].count("small") == 1
+
+
 def test_the_digest_tells_content_from_order(spark, tmp_path):
     path = tmp_path / "digest.txt"
     seen = []

@@ -131,3 +131,21 @@ def test_the_header_of_every_file_is_checked(tmp_path):
     _csv(tmp_path, "999.csv", "text,id\nx,1\n")
     with pytest.raises(InputError, match=r"same columns.*999\.csv"):
         inspect(InputConfig(paths=(str(tmp_path),)))
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "jsonl.gz", "txt", "parquet"])
+def test_the_characters_of_the_texts_are_estimated(tmp_path, kind):
+    texts = [f"document {i} " + "of many words " * (i % 100) for i in range(6_000)]
+    path = tmp_path / f"a.{kind}"
+    if kind in ("csv", "tsv"):
+        separator = "," if kind == "csv" else "\t"
+        path.write_text("".join(f"{text}{separator}xxx\n" for text in ["text", *texts]).replace("xxx", "other", 1))
+    elif kind == "txt":
+        path.write_text("\n".join(texts))
+    elif kind == "parquet":
+        pq.write_table(pa.table({"text": texts, "other": ["x" * 500] * len(texts)}), path)
+    else:
+        content = "".join(json.dumps({"text": t, "other": "x" * 300}) + "\n" for t in texts).encode()
+        path.write_bytes(gzip.compress(content) if kind.endswith("gz") else content)
+    found = inspect(InputConfig(paths=(str(path),))).characters
+    assert found == pytest.approx(sum(map(len, texts)), rel=0.05 if "gz" not in kind else 0.9)
