@@ -123,7 +123,7 @@ def test_what_is_new_becomes_a_topic_and_what_was_there_stays(base, updated) -> 
         assert (same["topic_key"], same["label"], same["reference_vector"]) == (row["topic_key"], row["label"], row["reference_vector"])
     assert sport["new_topics"]
     inside = [new[doc_id][0] in sport["new_topics"] for doc_id, _, _ in SPORT]
-    assert np.mean(inside) > 0.9
+    assert np.mean(inside) > 0.8
     words = " ".join(corpus.THEMES["football"]).split()
     assert set(topics[sport["new_topics"][0]]["keywords"]) & set(words)
     assert topics[sport["new_topics"][0]]["representative_docs"]
