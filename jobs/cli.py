@@ -192,6 +192,16 @@ def _diff(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _export(options: argparse.Namespace) -> int:
+    from jobs.export import describe, export
+
+    if not options.topics_only:
+        raise RequestError("Only topics can be exported for now. Add --topics-only.")
+    found = export(options.store, options.output, min_documents=options.min_document_frequency, site=options.site)
+    print(json.dumps(found, indent=2, ensure_ascii=False) if options.json else describe(found))
+    return DONE
+
+
 def _parser() -> argparse.ArgumentParser:
     from importlib.metadata import PackageNotFoundError, version
 
@@ -291,6 +301,22 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument(
         "--match", choices=["embeddings", "terms"], default="embeddings", help="compare topics by vectors (default), or by words"
     )
+
+    export = add(
+        "export",
+        _export,
+        "Write what a site may send away: its topics, without documents and without what few documents say, for merge to read.",
+    )
+    export.add_argument("--output", required=True, metavar="DIR", help="a new or empty folder")
+    export.add_argument("--topics-only", action="store_true", help="no documents; required, as nothing else can be exported yet")
+    export.add_argument(
+        "--min-document-frequency",
+        type=int,
+        default=10,
+        metavar="K",
+        help="leave out terms in fewer than K documents of a topic, and topics of fewer than K documents (default: 10, at least 2)",
+    )
+    export.add_argument("--site", metavar="NAME", help="the name to go by (default: the store folder's)")
 
     add("status", _status, "Show stages, partitions done, failed and pending, rows, quarantine by reason, and rates.")
     topics = add("topics", _topics, "List topics with their sizes and keywords.")

@@ -138,11 +138,14 @@ class Store:
         A local path or a ``file://`` URI.
     create : bool, default=False
         Make the store, with every table that delta-rs writes, if there is none.
+    site_id : str, optional
+        The id of a store that is made; random without.
 
     Attributes
     ----------
     site_id : str
-        What tells this store's topics from other stores' after merging: random, made with the store, copied with it.
+        What tells this store's topics from other stores' after merging: random, made with the store, copied with it, and
+        carried by what the store exports.
 
     Raises
     ------
@@ -152,7 +155,7 @@ class Store:
         The store was written under another table contract.
     """
 
-    def __init__(self, uri: str | Path, *, create: bool = False) -> None:
+    def __init__(self, uri: str | Path, *, create: bool = False, site_id: str | None = None) -> None:
         self.path = local_path(str(uri))
         self.uri = str(self.path)
         marker = self.path / MARKER
@@ -161,7 +164,7 @@ class Store:
                 raise StoreError(
                     f"There is no topicscale store at {self.uri!r}. Make one with: topicscale run --input ... --store {self.uri}"
                 )
-            self._create(marker)
+            self._create(marker, uuid.uuid4().hex if site_id is None else site_id)
         try:
             marks = json.loads(marker.read_text())
             contract = marks["contract"]
@@ -175,7 +178,7 @@ class Store:
             )
         self._pinned: Snapshot | None = None
 
-    def _create(self, marker: Path) -> None:
+    def _create(self, marker: Path, site_id: str) -> None:
         check_vacant(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -190,7 +193,7 @@ class Store:
                     )
             # last, so that a store without it is one whose making was cut short, and is made again
             temporary = marker.with_suffix(f".{os.getpid()}")
-            temporary.write_text(json.dumps({"contract": CONTRACT_VERSION, "id": uuid.uuid4().hex}))
+            temporary.write_text(json.dumps({"contract": CONTRACT_VERSION, "id": site_id}))
             temporary.replace(marker)
         except OSError as error:
             raise StoreError(f"The store {self.uri!r} cannot be made: {error.strerror or error}") from error
