@@ -5,7 +5,7 @@ leaves: whatever the factors, the documents that do not cancel include the bound
 documents of which exactly one leaf (the old or the new) is in the set. So draw a graph: a node for every leaf of either
 release and one for "in no leaf", an edge for every document from its old leaf to its new one. No combination of the two
 releases tells of a group under K documents, and of more than none, if no cut of the graph weighs between 1 and K - 1.
-The smallest cut is found by contracting edges that are too heavy to be cut, then by Stoer and Wagner (1997).
+Such a cut is found by contracting edges that are too heavy to be in one, then as Stoer and Wagner (1997) do.
 
 This holds for every pair of releases. It says nothing of combinations of three.
 """
@@ -203,28 +203,34 @@ def _within(group: Int64, chosen: set[int]) -> set[int]:
 def _cut_below(weights: Float64, limit: float) -> list[int] | None:
     """Return one side of a cut of a connected graph that weighs less than ``limit``, None if there is none.
 
-    Stoer and Wagner, A simple min-cut algorithm, Journal of the ACM 44 (1997), ended at the first cut that is narrow.
+    Nodes are scanned in the order of what ties them to those scanned before. The last one's ties are a cut (Stoer and
+    Wagner 1997); and two nodes whose edge brings the ties of the later one to the limit are on one side of every narrow cut
+    (Nagamochi and Ibaraki 1992), so they become one node for the next round.
     """
-    weights = weights.copy()
-    sides = [[i] for i in range(len(weights))]
-    alive = np.arange(len(weights))
-    while len(alive) > 1:
-        part = weights[np.ix_(alive, alive)]
-        reach = part[0].copy()
-        reach[0] = -np.inf
-        before = last = 0
-        cut = 0.0
-        for _ in range(len(alive) - 1):
-            before, last = last, int(reach.argmax())
-            cut = float(reach[last])
-            reach += part[last]
-            reach[last] = -np.inf
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    sides = np.arange(len(weights))
+    while len(weights) > 1:
+        n = len(weights)
+        ties, waiting, last, cut = np.zeros(n), np.ones(n, bool), 0, 0.0
+        one: list[int] = []
+        other: list[int] = []
+        for step in range(n):
+            last = int(np.where(waiting, ties, -1.0).argmax()) if step else 0
+            cut = float(ties[last])
+            waiting[last] = False
+            ties += weights[last]
+            same = np.flatnonzero(waiting & (weights[last] > 0) & (ties >= limit))
+            one += [last] * len(same)
+            other += same.tolist()
         if cut < limit:
-            return sides[alive[last]]
-        s, t = alive[before], alive[last]
-        weights[s] += weights[t]
-        weights[:, s] += weights[:, t]
-        weights[s, s] = 0.0
-        sides[s] += sides[t]
-        alive = np.delete(alive, last)
+            return np.flatnonzero(sides == last).tolist()
+        number, group = connected_components(coo_array((np.ones(len(one)), (one, other)), shape=(n, n)), directed=False)
+        assert number < n, "the last node's ties reach the limit, so it was joined"
+        starts = np.argsort(group, kind="stable")
+        first = np.searchsorted(group[starts], np.arange(number))
+        weights = np.add.reduceat(np.add.reduceat(weights[starts][:, starts], first, axis=0), first, axis=1)
+        np.fill_diagonal(weights, 0.0)
+        sides = group[sides]
     return None

@@ -6,8 +6,10 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from topicscale.differencing import Members, alone, changed, settle
+from topicscale.differencing import Members, alone, changed, narrow_cuts, settle
 
 
 def members(leaves: dict[int, list[int]], texts: dict[int, int] | None = None) -> Members:
@@ -68,6 +70,23 @@ def test_nor_beside_one_whose_leaves_overlap(seed) -> None:
     fresh = {leaf: documents for leaf, documents in new.items() if leaf not in stale.withheld}
     if fresh:
         assert smallest(fresh, old) >= k
+
+
+@given(st.integers(0, 10**6), st.integers(3, 9), st.floats(0.2, 1.0), st.integers(2, 14))
+@settings(max_examples=300, deadline=None)
+def test_a_narrow_cut_is_found_if_and_only_if_there_is_one(seed, nodes, density, limit) -> None:
+    generator = np.random.default_rng(seed)
+    pairs = np.array([p for p in itertools.combinations(range(nodes), 2) if generator.random() < density]).reshape(-1, 2)
+    weight = generator.integers(1, 6, len(pairs)).astype(float)
+
+    def boundary(side: set[int]) -> float:
+        return sum(w for (a, b), w in zip(pairs.tolist(), weight, strict=True) if (a in side) != (b in side))
+
+    sides = [set(side) for size in range(1, nodes) for side in itertools.combinations(range(1, nodes), size)]
+    narrow = any(0 < boundary(side) < limit for side in sides)
+    found = narrow_cuts(nodes, pairs[:, 0].astype(np.int64), pairs[:, 1].astype(np.int64), weight, limit=limit)
+    assert bool(found) == narrow
+    assert all(0 not in side and 0 < boundary(side) < limit for side in found)
 
 
 def test_a_leaf_that_grew_by_a_few_documents_is_answered_with_the_old_one() -> None:
