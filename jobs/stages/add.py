@@ -16,6 +16,7 @@ from jobs.job import Job, Partition
 from jobs.stages import publish
 from jobs.stages.refine import Topics
 from ray_actors.parts import to_matrix
+from topicscale.cluster import unit
 from topicscale.federate import vector_sums
 from topicscale.merge import leaf_key, topic_key
 from topicscale.novel import newcomers
@@ -89,15 +90,23 @@ def extend(job: Job, base: Base, partitions: list[str], *, height: float) -> Ext
     rows = rows.sort_by([("partition_id", "ascending"), ("local_topic", "ascending")])
     sums, sizes = vector_sums(rows), rows["size"].to_numpy()
     topics, k = base.topics, len(base.topics.keys)
-    of_leaf = newcomers(base.sums.counts[1:], base.sums.vector_sums[1:], sizes, sums, height=height, min_size=job.config.topics.min_size)
-    number = int(of_leaf.max(initial=-1)) + 1
+    present = base.sums.counts[1:] > 0  # documents may all have been forgotten
+    groups = newcomers(
+        base.sums.counts[1:][present],
+        base.sums.vector_sums[1:][present],
+        candidate_sizes=sizes,
+        candidate_sums=sums,
+        height=height,
+        min_size=job.config.topics.min_size,
+    )
+    of_leaf = np.full(len(sizes), -1, np.int64)
+    for number, members in enumerate(groups):
+        of_leaf[members] = k + number
+    number = len(groups)
     if number == 0:
         return Extended(topics, [], rows, of_leaf)
-    from topicscale.cluster import unit
-
     keys, centres = [], []
-    for group in range(number):
-        members = np.flatnonzero(of_leaf == group)
+    for members in groups:
         keys.append(topic_key([leaf_key(int(sizes[i]), sums[i]) for i in members]))
         centres.append(unit(sums[members].sum(axis=0, keepdims=True))[0])
     # the batch alone says little about how far a new topic reaches: it reaches as far as the others do
@@ -109,7 +118,7 @@ def extend(job: Job, base: Base, partitions: list[str], *, height: float) -> Ext
         np.concatenate([topics.sizes, np.zeros(number, np.int64)]),
         np.concatenate([topics.merged, np.full(number, -1, np.int64)]),
     )
-    return Extended(extended, list(range(k, k + number)), rows, np.where(of_leaf >= 0, of_leaf + k, -1))
+    return Extended(extended, list(range(k, k + number)), rows, of_leaf)
 
 
 def publish_batch(
