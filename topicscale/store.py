@@ -242,11 +242,7 @@ class Store:
         partitions : sequence of str, optional
             Only rows of these partitions (partitioned tables only).
         """
-        if version is None and self._pinned is not None:
-            if name not in self._pinned.versions and name not in ("generations", "runs"):
-                raise StoreError(f"Generation {self._pinned.generation} of {self.uri!r} has no table {name!r}.")
-            version = self._pinned.versions.get(name)
-        handle = self.table(name, version=version)
+        handle = self.table(name, version=self._version(name, version))
         filters = None if partitions is None else [(PARTITION, "in", list(partitions))]
         return handle.to_pyarrow_table(columns=list(columns) if columns is not None else None, filters=filters)
 
@@ -256,14 +252,20 @@ class Store:
         return self.table(name, version=version).to_pyarrow_dataset().to_table(columns=list(columns), filter=rows)
 
     def read_batches(self, name: str, columns: Sequence[str] | None = None, *, version: int | None = None) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of a table batch by batch, so that a reader's memory does not grow with the corpus."""
-        if version is None and self._pinned is not None:
-            version = self._pinned.versions.get(name)
-        dataset = self.table(name, version=version).to_pyarrow_dataset()
+        """Yield what :meth:`read` returns batch by batch, so that a reader's memory does not grow with the corpus."""
+        dataset = self.table(name, version=self._version(name, version)).to_pyarrow_dataset()
         # read-ahead is what makes a scanner's memory grow
         yield from dataset.scanner(
             columns=list(columns) if columns is not None else None, batch_readahead=2, fragment_readahead=1
         ).to_batches()
+
+    def _version(self, name: str, version: int | None) -> int | None:
+        """Return the version to read: the one given, else the pinned generation's, else None for the newest."""
+        if version is not None or self._pinned is None:
+            return version
+        if name not in self._pinned.versions and name not in ("generations", "runs"):
+            raise StoreError(f"Generation {self._pinned.generation} of {self.uri!r} has no table {name!r}.")
+        return self._pinned.versions.get(name)
 
     # -- units ---------------------------------------------------------------------------------------------------
 

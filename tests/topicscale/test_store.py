@@ -5,6 +5,7 @@ import signal
 
 import pyarrow as pa
 import pytest
+from deltalake import write_deltalake
 
 from topicscale.config import fingerprint
 from topicscale.errors import RequestError, StoreError, StoreLocked, StoreVersionError
@@ -103,6 +104,11 @@ def test_a_generation_pins_every_table(store) -> None:
     reader = Store(store.uri)
     reader.pin(1)
     assert reader.read("local_assignments").num_rows == 3
+    write_deltalake(store.table_path("documents"), pa.table({"doc_id": ["later"]}))
+    with pytest.raises(StoreError, match=r"Generation 1 .* has no table 'documents'"):
+        reader.read("documents")
+    with pytest.raises(StoreError, match=r"Generation 1 .* has no table 'documents'"):
+        next(reader.read_batches("documents"))
     reader.pin()
     assert reader.read("local_assignments").num_rows == 1
     with pytest.raises(StoreError, match=r"no generation 9\. It has 1, 2"):
