@@ -151,11 +151,14 @@ def _proportional(pid: int) -> int:
 
 
 def machine() -> str:
-    """Return what the figures were measured on."""
+    """Return what the figures were measured on: processor and what it multiplies fast, memory, Python."""
     info = Path("/proc/cpuinfo").read_text()
     name = next((line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")), platform.machine())
+    flags = set(info.partition("flags")[2].split("\n", 1)[0].split())
+    fast = " ".join(flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if flag in flags)
     memory = psutil.virtual_memory().total / 2**30
-    return f"{name}, {len(os.sched_getaffinity(0))} processors, {memory:.0f} GiB, Python {platform.python_version()}"
+    processors = f"{len(os.sched_getaffinity(0))} processors{f' ({fast})' if fast else ''}"
+    return f"{name}, {processors}, {memory:.0f} GiB, Python {platform.python_version()}"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.common import machine
 from topicscale.config import EmbeddingConfig
 from topicscale.embedding import Embedder
 from topicscale.models import resolve
@@ -50,14 +51,6 @@ def matmul_peak(rows: int, shapes: list[tuple[int, int]], repeats: int = 20) -> 
             best += min(seconds(lambda x=x, w=w: torch.nn.functional.linear(x, w)) for _ in range(repeats))  # type: ignore[misc]
         operations += 2 * rows * inner * outer
     return operations / best
-
-
-def machine() -> str:
-    info = Path("/proc/cpuinfo").read_text()
-    name = next((line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")), "unknown")
-    flags = set(info.split("flags", 1)[1].split("\n", 1)[0].split())
-    wanted = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if flag in flags]
-    return f"{name}, {len(os.sched_getaffinity(0))} processors, {' '.join(wanted)}"
 
 
 def main() -> None:
