@@ -11,10 +11,8 @@ from typing import Any
 
 from ray_actors.runtime import Layout
 from ray_actors.worker import Worker
-from topicscale.errors import JobFailed, ResourceError, Transient
+from topicscale.errors import JobFailed, ResourceError
 
-BACKOFF = 2.0
-"""Seconds before the first repetition after a transient error; doubled each time."""
 POLL = 0.5
 """Seconds between looks at the workers' progress."""
 
@@ -106,19 +104,15 @@ class Pool:
         from ray.exceptions import RayError, RayTaskError
 
         self.wait()
-        waiting = deque((unit, 1, 0.0) for unit in units)
+        waiting = deque((unit, 1) for unit in units)
         idle = list(self._actors)
         starting: dict[Any, tuple[Any, float]] = {}
         flying: dict[Any, tuple[Any, Unit, int, float]] = {}
         while waiting or flying:
-            now = time.monotonic()
-            while waiting and idle and waiting[0][2] <= now:
-                unit, attempt, _ = waiting.popleft()
+            while waiting and idle:
+                unit, attempt = waiting.popleft()
                 actor = idle.pop()
                 flying[getattr(actor, method).remote(**unit.arguments)] = (actor, unit, attempt, time.monotonic())
-            if not flying and not starting:  # all are waiting for their backoff
-                time.sleep(max(0.0, waiting[0][2] - now))
-                continue
             done, _ = ray.wait([*flying, *starting], num_returns=1, timeout=POLL)
             if not done and progress is not None:
                 progress(self._progress([actor for actor, *_ in flying.values()]))
@@ -134,10 +128,7 @@ class Pool:
                     idle.append(actor)
                 except RayTaskError as error:
                     cause = error.cause if isinstance(error.cause, Exception) else error
-                    if isinstance(cause, Transient) and attempt < self._attempts:
-                        waiting.append((unit, attempt + 1, time.monotonic() + BACKOFF * 2 ** (attempt - 1)))
-                    else:
-                        yield Outcome(unit.key, None, f"{type(cause).__name__}: {_last_line(cause)}", str(error), seconds, attempt)
+                    yield Outcome(unit.key, None, f"{type(cause).__name__}: {_last_line(cause)}", str(error), seconds, attempt)
                     idle.append(actor)
                 except RayError as error:  # the worker died, its node did, or it ran out of memory
                     self._actors.remove(actor)
@@ -147,7 +138,7 @@ class Pool:
                     self._actors.append(actor)
                     starting[actor.ready.remote()] = (actor, time.monotonic())
                     if attempt < self._attempts:
-                        waiting.append((unit, attempt + 1, 0.0))
+                        waiting.append((unit, attempt + 1))
                     else:
                         yield Outcome(unit.key, None, f"the worker died {attempt} times: {_last_line(error)}", str(error), seconds, attempt)
             for _, began in starting.values():

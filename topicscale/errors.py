@@ -1,6 +1,6 @@
 """Every exception the project raises, in one place.
 
-The class alone says what may be done about it, so that retries never look at a message:
+The class alone says what may be done about it:
 
 ===================  =====================================================  ==================
 class                meaning                                                what the job does
@@ -8,11 +8,11 @@ class                meaning                                                what
 RequestError         what was asked for cannot be done as asked             exit 2, before work
 StoreError           the store is in use, of another version, or damaged    exit 2
 PoisonedInput        this unit's data can never be processed                unit failed, go on
-Transient            the same call may succeed when repeated                retry with backoff
 JobFailed            units failed, or too much of the input was bad         exit 1
 ===================  =====================================================  ==================
 
-Anything else is a bug: the unit that met it is recorded as failed, with its traceback, and is not retried.
+Anything else is a bug: the unit that met it is recorded as failed, with its traceback. No error is retried within a run, since the
+same call would fail again; the next run tries failed units anew. A worker that dies is another matter: see :mod:`ray_actors.pool`.
 """
 
 from __future__ import annotations
@@ -64,10 +64,6 @@ class StoreVersionError(StoreError):
 
 class PoisonedInput(TopicscaleError):
     """This unit's data cannot be processed, however often it is tried."""
-
-
-class Transient(TopicscaleError):
-    """The call may succeed when repeated."""
 
 
 class JobFailed(TopicscaleError):

@@ -8,7 +8,7 @@ import pytest
 from ray_actors import runtime
 from ray_actors.pool import Pool, Unit
 from topicscale.config import RayConfig
-from topicscale.errors import PoisonedInput, ResourceError, Transient
+from topicscale.errors import PoisonedInput, ResourceError
 
 
 class Clumsy:
@@ -38,12 +38,6 @@ class Clumsy:
 
     def die(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
-
-    def stumble(self, marker: str) -> str:
-        if not os.path.exists(marker):
-            open(marker, "w").close()
-            raise Transient("the network blinked")
-        return "recovered"
 
     def poisoned(self) -> None:
         raise PoisonedInput("row 3 is not finite")
@@ -81,8 +75,7 @@ def test_a_unit_that_kills_every_worker_fails_alone(pool) -> None:
     assert outcomes(pool, "double", b={"value": 4})["b"].value == 8
 
 
-def test_a_transient_error_is_tried_again_and_others_are_not(pool, tmp_path) -> None:
-    assert outcomes(pool, "stumble", a={"marker": str(tmp_path / "a")})["a"].value == "recovered"
+def test_an_error_is_not_tried_again(pool) -> None:
     poisoned = outcomes(pool, "poisoned", a={})["a"]
     assert (poisoned.error, poisoned.attempts) == ("PoisonedInput: row 3 is not finite", 1)
     bug = outcomes(pool, "bug", a={})["a"]
