@@ -16,6 +16,7 @@ from jobs.job import Job, Partition
 from jobs.progress import Ui
 from jobs.stages import cluster, embed, ingest, publish, refine
 from ray_actors import runtime
+from spark import session
 from topicscale import cluster as clustering
 from topicscale import inputs, models
 from topicscale.config import Config
@@ -50,6 +51,8 @@ def validate(config: Config) -> inputs.InputPlan:
     """
     clustering.check(config.cluster)
     runtime.local_plan(config.ray)
+    if config.spark.remote is None or not config.spark.remote.startswith("sc://"):
+        session.check_java()  # a server elsewhere has a Java of its own
     if config.input.embedding_column is None:
         models.check(config.embedding)
     plan = inputs.inspect(config.input)

@@ -73,6 +73,14 @@ def test_dry_run_prints_the_plan(tickets, tmp_path) -> None:
     assert json.loads(long.stdout)["partitions"] == math.ceil(plan["input"]["characters_estimated"] / 10) > 1
 
 
+def test_a_missing_java_is_told_before_anything_starts(tickets, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    request = ["run", "--input", str(tickets), "--store", str(tmp_path / "store"), "--dry-run"]
+    done = topicscale(*request)
+    assert (done.returncode, "Spark needs Java" in done.stderr, "apt-get install" in done.stderr) == (2, True, True)
+    assert topicscale(*request, "--set", "spark.remote=sc://spark.example:15002").returncode == 0  # it has a Java of its own
+
+
 @pytest.mark.parametrize("command", [["status"], ["topics"], ["report", "--output", "r.html"], ["evaluate"]])
 def test_commands_without_a_store_say_so(command, tmp_path) -> None:
     done = topicscale(command[0], "--store", str(tmp_path / "nowhere"), *command[1:])
