@@ -253,7 +253,10 @@ def _parser() -> argparse.ArgumentParser:
     how = run.add_mutually_exclusive_group()
     how.add_argument("--partition-column", metavar="C", help="one partition per value of this column")
     how.add_argument(
-        "--partitions", type=int, metavar="N", help="number of partitions, by hash of the text (default: 25,000 documents each)"
+        "--partitions",
+        type=int,
+        metavar="N",
+        help="number of partitions, by hash of the text (default: 25,000 documents or 100 million characters each)",
     )
     run.add_argument("--min-topic-size", type=int, metavar="N", help="smallest topic, in documents (default: 10)")
     run.add_argument("--topics", metavar="N|auto", help="number of topics; auto finds it (default: auto)")
