@@ -276,7 +276,7 @@ def _words(change: dict[str, Any]) -> str:
     gained, lost = change["keywords_gained"][:WORDS], change["keywords_lost"][:WORDS]
     if change["kind"] in ("grown", "shrunk", "renamed") and (gained or lost):
         told += f"  ({' '.join([*(f'+{word}' for word in gained), *(f'-{word}' for word in lost)])})"
-    if change["renamed"]:
+    if change["renamed"] and change["before"][0]["label"] != change["after"][0]["label"]:
         told += f"  [{change['before'][0]['label']} -> {change['after'][0]['label']}]"
     if change["kind"] in ("found", "gone") and change["flows"]:
         total = max(change["size_before"], change["size_after"], 1)

@@ -150,8 +150,9 @@ def compare(before: Side, after: Side, flows: Flows | None, *, min_change: float
 def renamed(before: Side, i: int, after: Side, j: int) -> bool:
     """Return whether two linked topics have different names.
 
-    They do when a name that was given (by hand or by a model, not the one made of id and keywords) is another or is there
-    on one side only, or when fewer than half of the shorter list of keywords are in the other.
+    They do when a name that was given (by hand or by a model) is another or is there on one side only, or when fewer than
+    half of the shorter list of keywords are in the other. A name that begins with the topic's id is the one made of its
+    keywords (``terms.name``); ``update`` keeps it while the keywords move on.
     """
     if _given(before, i) != _given(after, j):
         return True
@@ -162,7 +163,8 @@ def renamed(before: Side, i: int, after: Side, j: int) -> bool:
 
 def _given(side: Side, i: int) -> str:
     label = side.labels[i]
-    return "" if label == name(int(side.ids[i]), list(side.keywords[i])) else label
+    made = name(int(side.ids[i]), [])
+    return "" if label == made or label.startswith(f"{made}_") else label
 
 
 class _Comparison:

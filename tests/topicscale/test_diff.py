@@ -181,6 +181,15 @@ def test_other_words_or_another_name_make_a_topic_renamed() -> None:
     assert (change.keywords_gained, change.keywords_lost) == (tuple(SECOND[:3]), tuple(FIRST[2:]))
 
 
+def test_a_made_name_that_stays_while_keywords_move_on_is_no_new_name() -> None:
+    corpus = {f"d{i}": 0 for i in range(20)}
+    kept = {0: "0_soup_bread_pasta_curry"}
+    before, after = side({0: 20}, words={0: FIRST}), side({0: 20}, words={0: FIRST[1:] + SECOND[:1]}, labels=kept)
+    assert compare(before, after, flows_of(corpus, corpus)).changes[0].kind == "same"
+    named = side({0: 20}, words={0: FIRST}, labels={0: "Food"})
+    assert compare(named, named, flows_of(corpus, corpus)).changes[0].kind == "same"
+
+
 def test_a_topic_of_other_number_is_not_renamed_by_its_number() -> None:
     corpus = documents(a=50, b=40)
     words = {0: FIRST, 1: SECOND}
