@@ -145,6 +145,59 @@ class TopicModel:
         model._open(snapshot)
         return model
 
+    @classmethod
+    def from_bertopic(
+        cls, directory: str | Path, *, store: str | Path | None = None, site: str | None = None, embedding_model: str | None = None
+    ) -> TopicModel:
+        """Return the model in a folder that BERTopic saved as safetensors, as a store of topics without documents.
+
+        Sizes, names, labels, words, topic embeddings and c-TF-IDF weights are kept; what is approximate is told in
+        :mod:`topicscale.bertopic.tables`. Nothing is unpickled. ``get_topic`` lists words of equal weight by the
+        alphabet; ``get_topic_info`` has BERTopic's order.
+
+        Parameters
+        ----------
+        store : str or Path, optional
+            A new or empty folder. Without one the tables are kept for as long as the object lives.
+        site : str, optional
+            The name these topics keep when stores are merged.
+        embedding_model : str, optional
+            Packaged name, folder or hub id of the model the documents were embedded with, where the files name none.
+
+        Raises
+        ------
+        RequestError
+            It is no such folder, a file of it is damaged, it names no embedding model, or the store holds something else.
+        """
+        from topicscale.bertopic.folder import open_folder
+        from topicscale.bertopic.read import configuration, publish
+
+        folder = open_folder(directory)
+        model = cls(config=configuration(folder, embedding_model=embedding_model), store=store)
+        model._open(publish(folder, model.config, Store(model.store, create=True), site=site))
+        return model
+
+    def to_bertopic(self, directory: str | Path) -> None:
+        """Write the topics as a folder that ``BERTopic.load`` reads, c-TF-IDF included; see :mod:`topicscale.bertopic.write`.
+
+        The folder holds the corpus's terms and the topics' representative documents. BERTopic's ``transform`` knows no
+        cut-offs: a document goes to the nearest topic embedding, the outliers' mean among them. BERTopic does not read
+        representative documents: they are under ``representative_docs`` in ``topics.json``.
+
+        Parameters
+        ----------
+        directory : str or Path
+            New, empty, or with a BERTopic model in it, which is replaced.
+
+        Raises
+        ------
+        RequestError
+            The store has no topics, or the folder holds something else.
+        """
+        from topicscale.bertopic.write import write
+
+        write(self._fitted(), directory, config=self.config, assigned=self._assigned())
+
     # -- fitting ---------------------------------------------------------------------------------------------------
 
     def fit(self, documents: Any, embeddings: Any = None) -> TopicModel:
@@ -237,6 +290,13 @@ class TopicModel:
         full = np.full(self._positions, missing, values.dtype)
         full[self._assignments["doc_id"].astype(np.int64).to_numpy()] = values
         return full
+
+    def _assigned(self) -> list[int]:
+        """Return the topics of the documents that have one, in the order of ``topics_``."""
+        rows = self._assignments
+        if self._positions is not None:
+            rows = rows.iloc[rows["doc_id"].astype(np.int64).argsort(kind="stable")]
+        return [int(topic) for topic in rows["topic_id"]]
 
     @property
     def _topic_ids(self) -> list[int]:
@@ -406,6 +466,7 @@ class TopicModel:
 
     @cached_property
     def _embedder(self) -> Embedder:
+        from topicscale.bertopic.read import named_space
         from topicscale.embedding import Embedder
         from topicscale.models import embedding_space
 
@@ -414,7 +475,8 @@ class TopicModel:
         if self._snapshot.configuration["input"]["embedding_column"] is not None:
             raise ModelError("This model was fitted on precomputed vectors. Give transform the documents' embeddings.")
         found, wanted = embedding_space(self.config.embedding), self._snapshot.summary["space"]
-        if found != wanted:
+        # a BERTopic model may have come when its embedding model was not here, and known by name alone
+        if wanted not in (found, named_space(self.config.embedding.model)):
             raise ModelError(
                 f"The embedding model {self.config.embedding.model!r} is not the one this store was made with (space {wanted[:12]}, found "
                 f"{found[:12]}): its weights or settings changed. Restore it, or run the job again."
