@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,14 +16,23 @@ from topicscale.errors import RequestError
 from topicscale.tables import TABLES
 
 
-def vocabulary(config: TermsConfig) -> str:
+def vocabulary(config: TermsConfig, *, approximate: bool = False, other: Mapping[str, Any] | None = None) -> str:
     """Return, as JSON, the settings that two stores must share for their terms to be the same terms.
 
     A list of stop words is told by its digest: it may hold words that are nobody else's business.
+
+    Parameters
+    ----------
+    approximate : bool, default=False
+        The counts were taken back from weights (see ``topicscale.bertopic``): said by a key of that name, which is no
+        setting and is absent otherwise.
+    other : mapping, optional
+        Further settings that an imported model's terms were counted with.
     """
     stop = config.stop_words
     told = stop if stop is None or isinstance(stop, str) else f"list {fingerprint(sorted(stop))}"
-    return json.dumps({"lowercase": config.lowercase, "ngram_range": list(config.ngram_range), "stop_words": told}, sort_keys=True)
+    settings = {"lowercase": config.lowercase, "ngram_range": list(config.ngram_range), "stop_words": told, **(other or {})}
+    return json.dumps({**settings, **({"approximate": True} if approximate else {})}, sort_keys=True)
 
 
 def reconciled(vocabularies: Iterable[str]) -> str:

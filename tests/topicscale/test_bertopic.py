@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from scipy.sparse import csr_matrix
 
+from jobs.merge import merge
 from tests import corpus
 from topicscale import TopicModel
 from topicscale.bertopic.counts import documents_with, recover
@@ -46,9 +47,9 @@ def load(folder, **arguments):
     return bertopic.BERTopic.load(str(folder), **arguments)
 
 
-def toy(**arguments):
+def toy(*, seed=3, **arguments):
     """A model of hand-made vectors: three topics and outliers."""
-    rng = np.random.default_rng(3)
+    rng = np.random.default_rng(seed)
     words = [["goal", "match", "coach", "goal keeper"], ["oil", "price", "market"], ["virus", "nurse", "clinic"], ["stray"]]
     labels = np.array([-1] * 6 + [0] * 20 + [1] * 14 + [2] * 9)
     texts = [" ".join(rng.choice(words[label], size=6)) + " the report said" for label in labels]
@@ -356,6 +357,28 @@ def test_a_store_with_documents_goes_out_with_their_topics(tmp_path, offline) ->
     assert again.get_topic_info().to_dict("list") == model.get_topic_info().to_dict("list")
 
 
+def test_bertopic_models_are_sites_that_merge(tmp_path, offline) -> None:
+    first, second = toy()[0], toy(seed=4)[0]
+    first.set_topic_labels({0: "Football"})
+    stores = [
+        TopicModel.from_bertopic(save(model, tmp_path / name), store=tmp_path / f"{name}-store", site=name).store
+        for name, model in (("Lyon", first), ("Porto", second))
+    ]
+    found = merge(stores, tmp_path / "merged", similarity=0.8)
+    assert [(site["site"], site["shared"]) for site in found["sites"]] == [("Lyon", 3), ("Porto", 3)]
+    assert not found["exact_terms"]
+    merged = TopicModel.load(tmp_path / "merged")
+    assert merged.topic_sizes_ == {-1: 12, 0: 40, 1: 28, 2: 18}
+    merged.to_bertopic(tmp_path / "out")
+    loaded = load(tmp_path / "out")
+    assert loaded.topic_sizes_ == merged.topic_sizes_
+    assert loaded.get_topic_info()["CustomName"].tolist()[1] == "Football"
+    assert [word for word, _ in loaded.get_topic(1)] == [word for word, _ in merged.get_topic(1)]
+    means = [np.average([m.topic_embeddings_[row] for m in (first, second)], axis=0) for row in range(4)]
+    np.testing.assert_allclose(loaded.topic_embeddings_, means, atol=1e-6)
+    np.testing.assert_array_equal(loaded.transform(["x"] * 3, np.eye(4, 12)[:3])[0], [0, 1, 2])
+
+
 def test_a_fitted_store_goes_out_as_it_is(tmp_path, offline, spark, ray_layout) -> None:
     rows = corpus.rows()
     texts = [text for _, text, _ in rows]
@@ -386,6 +409,12 @@ def test_a_fitted_store_goes_out_as_it_is(tmp_path, offline, spark, ray_layout) 
     for size in {row["size"] for row in leaves[0]}:
         norms = [sorted(np.linalg.norm(row["vector_sum"]) for row in of if row["size"] == size) for of in leaves]
         np.testing.assert_allclose(norms[0], norms[1], rtol=1e-6)
+    # and the two are sites of one merge: the same topics, twice
+    merge([f"ours={model.store}", f"bertopic={again.store}"], tmp_path / "merged", similarity=0.9)
+    both = TopicModel.load(tmp_path / "merged")
+    assert both.get_topic_info()["Count"].tolist() == [2 * count for count in ours["Count"]]
+    both.to_bertopic(tmp_path / "both")
+    assert load(tmp_path / "both").get_topic_info()["Count"].tolist() == both.get_topic_info()["Count"].tolist()
 
 
 def documents_store(path):
@@ -394,9 +423,9 @@ def documents_store(path):
     from deltalake import DeltaTable
 
     from topicscale.config import load as configure
+    from topicscale.leaf_terms import vocabulary
     from topicscale.store import UnitWrite, write_part
     from topicscale.tables import TABLES
-    from topicscale.terms import vocabulary
 
     store = Store(path, create=True)
     config = configure(values={"embedding": {"model": str(path)}})

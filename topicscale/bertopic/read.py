@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from deltalake import DeltaTable
-
 from topicscale.bertopic.folder import CONFIG, CTFIDF_CONFIG, Folder
 from topicscale.bertopic.tables import tables
 from topicscale.config import Config, fingerprint, load
 from topicscale.errors import ConfigError, InputError, ModelError, RequestError
 from topicscale.models import embedding_space
 from topicscale.store import Snapshot, Store
-from topicscale.tables import OUTLIER, TABLES
+from topicscale.tables import OUTLIER
 
 STAGE = "bertopic"
 
@@ -90,8 +88,7 @@ def publish(folder: Folder, config: Config, store: Store, *, site: str | None = 
         space = space_of(config)
         found = tables(folder, config, space=space, site=site or "", site_id=store.site_id if site else "", generation=1 if site else 0)
         for table, rows in found.tables.items():
-            # Spark writes these where there are documents to count; nothing of it runs here
-            DeltaTable.create(store.table_path(table), schema=TABLES[table].schema, mode="ignore")
+            store.create_table(table)
             store.replace(table, rows, stage=STAGE, unit_fingerprint=written)
         outliers = int(folder.sizes[0]) if folder.ids[0] == OUTLIER else 0
         summary = {

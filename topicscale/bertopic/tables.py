@@ -41,9 +41,10 @@ from topicscale.bertopic.counts import Counts, documents_with, recover
 from topicscale.bertopic.folder import Folder, Words
 from topicscale.cluster import Float64, unit
 from topicscale.config import Config
+from topicscale.leaf_terms import term_maps, vocabulary
 from topicscale.merge import leaf_key, topic_key
 from topicscale.tables import OUTLIER, TABLES
-from topicscale.terms import name, term_maps, top_terms, vocabulary
+from topicscale.terms import name, top_terms
 
 MAIN = "main"
 """The aspect that holds a main representation which is not c-TF-IDF's."""
@@ -114,7 +115,8 @@ def vector_sums(folder: Folder) -> Float64:
     means = folder.embeddings.astype(np.float64)
     if np.linalg.norm(means, axis=1).max(initial=0.0) > 1.0 + 1e-4:
         means = unit(means)  # of vectors that were no unit vectors
-    return np.asarray(folder.sizes[:, None] * means, dtype=np.float64)
+    # on the grid that sums of unit vectors keep, so that these add up exactly, too
+    return np.asarray(np.rint(folder.sizes[:, None] * means * 2.0**30) / 2.0**30, dtype=np.float64)
 
 
 def _topics(folder: Folder, sums: Float64, keys: list[str]) -> list[dict[str, Any]]:
@@ -126,7 +128,7 @@ def _topics(folder: Folder, sums: Float64, keys: list[str]) -> list[dict[str, An
             "kind": "outliers" if topic == OUTLIER else "zeroshot" if topic in folder.names else "found",
             "size": int(folder.sizes[row]),
             "reference_vector": references[row].tolist(),
-            "cutoff": None if topic == OUTLIER else -1.0,
+            "cutoff": None if topic == OUTLIER else -2.0,
             "parent_id": None,
             "label": _label(folder, topic) or name(topic, _keywords(folder, topic)),
             "keywords": _keywords(folder, topic),

@@ -51,7 +51,7 @@ def write(store: Store, directory: str | Path, *, config: Config, assigned: Sequ
     Raises
     ------
     RequestError
-        The store has no topics, or the folder holds something else.
+        The store has no topics or no topic embeddings, or the folder holds something else.
     """
     target = Path(directory).expanduser()
     if target.exists() and (not target.is_dir() or set(os.listdir(target)) - set(_FILES)):
@@ -60,6 +60,10 @@ def write(store: Store, directory: str | Path, *, config: Config, assigned: Sequ
     ids = [int(row["topic_id"]) for row in rows]
     if not ids or ids != list(range(ids[0], ids[0] + len(ids))) or ids[0] not in (OUTLIER, 0):
         raise RequestError(f"The store {store.uri!r} must have topics numbered without gaps for BERTopic. Got {ids[:20]} instead.")
+    if any(len(row["reference_vector"] or ()) == 0 for row in rows):
+        raise RequestError(
+            f"The topics of {store.uri!r} have no embeddings, which BERTopic needs: it was merged by terms, over several embedding models."
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".bertopic-", dir=target.parent) as made:
         folder = Path(made)
