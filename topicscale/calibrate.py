@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,13 @@ TOLERANCE = 0.01
 """Agreements within this fraction of the best count as equal."""
 MIN_PARTS = 4
 """Parts of the sample, at least."""
+GROWTH = 1 / 3
+"""How a site's height falls as its documents are merged with others': height ~ documents ** -GROWTH.
+
+More documents show more topics, each a smaller share of the whole. Topics of equal mass 1 / k join at a height of k ** -.5,
+so this says that topics grow as documents ** (2 / 3); single fits of AG News and Banking77 and of their quarters grow by
+exponents of .6 to 1.2. Of 0, 1/4, .35 and 1/2, tried on both corpora, 0 merges unequal sites unlike equal ones.
+"""
 
 
 @dataclass(frozen=True)
@@ -138,10 +146,32 @@ def _between(heights: Float64, joins: int) -> float:
     return (below + above) / 2
 
 
-def combine(pilots: list[Pilot]) -> float:
-    """Return the height of several pilots: their median weighted by documents and agreement."""
+def combine(pilots: Sequence[Pilot], *, documents: Sequence[int] | None = None) -> float:
+    """Return the height at which to merge what several pilots were made for: their weighted median.
+
+    Parameters
+    ----------
+    pilots : sequence of Pilot
+        One a site; the caller leaves out repeated ones. Their order changes nothing.
+    documents : sequence of int, optional
+        Documents of each pilot's site, outliers included. Heights are then brought to the documents of all sites, by
+        ``GROWTH``, and weigh as the sites do rather than as their samples.
+
+    Raises
+    ------
+    ValueError
+        There is no pilot, or not one number of documents for each.
+    """
     if not pilots:
         raise ValueError("combine must be given at least one pilot.")
-    ordered = sorted(pilots, key=lambda p: (p.height, p.key))
-    weights = np.cumsum([p.documents * max(p.agreement, 0.0) + 1e-9 for p in ordered])
-    return ordered[int(np.searchsorted(weights, weights[-1] / 2))].height
+    if documents is None:
+        found = [(p.height, p.key, p.documents * max(p.agreement, 0.0) + 1e-9) for p in pilots]
+    else:
+        if len(documents) != len(pilots):
+            raise ValueError(f"documents must have one number for each pilot. Got {len(documents)} for {len(pilots)} pilots instead.")
+        whole = max(sum(documents), 1)
+        pairs = zip(pilots, documents, strict=True)
+        found = [(p.height * (n / whole) ** GROWTH, p.key, n * max(p.agreement, 0.0) + 1e-9) for p, n in pairs]
+    found.sort()
+    weights = np.cumsum([weight for _, _, weight in found])
+    return float(found[int(np.searchsorted(weights, weights[-1] / 2))][0])

@@ -60,5 +60,18 @@ def test_combined_height_is_the_weighted_median() -> None:
         combine([])
 
 
+def test_height_falls_as_sites_join_and_goes_by_the_greater_site() -> None:
+    one = Pilot(0.2, 0.8, 1000, 5, 0.0)
+    assert combine([one], documents=[50_000]) == pytest.approx(0.2)
+    others = [Pilot(0.2, 0.8, 1000, n, 0.0) for n in range(8)]
+    assert combine(others, documents=[1000] * 8) == pytest.approx(0.1)
+    small = Pilot(0.9, 0.8, 1000, 5, 0.0)
+    # samples are of one size; the sites are not
+    assert combine([one, small], documents=[99_000, 1000]) == combine([small, one], documents=[1000, 99_000])
+    assert combine([one, small], documents=[99_000, 1000]) == pytest.approx(0.2, rel=0.01)
+    with pytest.raises(ValueError, match="each pilot"):
+        combine([one], documents=[1, 2])
+
+
 def test_sample_bound() -> None:
     assert 1000 < SAMPLE <= 10_000
