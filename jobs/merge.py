@@ -85,7 +85,7 @@ def merge(
     elif match == "terms":
         threshold = TERMS_SIMILARITY
     else:
-        height = federate.height(union.pilots)
+        height = federate.height(union)
     federation = federate.federate(union, height=height, similarity=threshold, match=match)
     target = _target(store, opened)
     terms = _terms_config(opened)

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from topicscale.calibrate import Pilot, combine
 from topicscale.cluster import Float64, Int64
 from topicscale.errors import RequestError
 from topicscale.leaf_terms import hashed, reconciled
@@ -186,20 +187,22 @@ def by_site(federation: Federation) -> list[dict[str, Any]]:
     return sorted(found.values(), key=lambda entry: (entry["site"], -entry["documents"]))
 
 
-def height(pilots: pa.Table) -> float:
-    """Return the granularity that sites found on their own documents: the median, weighted by documents and agreement.
+def height(union: Union) -> float:
+    """Return the granularity for the whole of what sites found on their own documents (see :func:`topicscale.calibrate.combine`).
 
     Raises
     ------
     RequestError
         No site found any (models that came from elsewhere, or sites too small to be divided).
     """
-    found = [row for row in pilots.to_pylist() if row["agreement"] > 0 and row["height"] > 0]
+    documents: dict[str, int] = {}
+    for site, size in zip(union.rows["site_id"].to_pylist(), union.rows["size"].to_pylist(), strict=True):
+        documents[site] = documents.get(site, 0) + size
+    found = [row for row in union.pilots.to_pylist() if row["agreement"] > 0 and row["height"] > 0 and row["site_id"] in documents]
     if not found:
         raise RequestError("No store says at which similarity its topics are one topic. Give it: --similarity 0.75, for example.")
-    found.sort(key=lambda row: (row["height"], row["pilot_key"]))
-    weights = np.cumsum([row["documents"] * row["agreement"] for row in found])
-    return float(found[int(np.searchsorted(weights, weights[-1] / 2))]["height"])
+    pilots = [Pilot(row["height"], row["agreement"], row["documents"], 0, 0.0) for row in found]
+    return combine(pilots, documents=[documents[row["site_id"]] for row in found])
 
 
 def _newest(table: pa.Table, newest: dict[str, int]) -> pa.Table:

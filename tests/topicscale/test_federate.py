@@ -199,7 +199,9 @@ def test_hashed_terms_keep_cosines() -> None:
     np.testing.assert_allclose(similar, expected, atol=0.05)
 
 
-def test_height_is_the_weighted_median() -> None:
-    assert federate.height(pilots(("a", 0.1, 100), ("b", 0.2, 5000), ("c", 0.9, 300))) == 0.2
+def test_height_is_that_of_most_documents_brought_to_the_whole() -> None:
+    rows = [leaf("a", 1, size=10), leaf("b", 2, size=80), leaf("c", 3, size=10)]
+    union = federate.unite([table(rows)], [pilots(("a", 0.1, 10), ("b", 0.2, 80), ("c", 0.9, 10))])
+    assert federate.height(union) == pytest.approx(0.2 * 0.8 ** (1 / 3))
     with pytest.raises(RequestError, match="--similarity"):
-        federate.height(NONE)
+        federate.height(federate.unite([table(rows)], [NONE]))
