@@ -22,7 +22,7 @@ from topicscale.store import Store, UnitWrite
 from topicscale.tables import TABLES
 
 CODE = dict.fromkeys(
-    ("ingest", "embed", "cluster", "calibrate", "refine", "assign", "terms", "map", "publish", "batch", "add", "forget"), 1
+    ("ingest", "embed", "zeroshot", "cluster", "calibrate", "refine", "assign", "terms", "map", "publish", "batch", "add", "forget"), 1
 )
 """Raised when a stage's code makes other rows of the same input, so that old results are not taken for new ones."""
 FLUSH_UNITS, FLUSH_SECONDS = 64, 3.0

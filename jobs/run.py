@@ -14,7 +14,7 @@ from typing import Any
 from jobs.engines import Engines
 from jobs.job import Job, Partition
 from jobs.progress import Ui
-from jobs.stages import cluster, embed, ingest, publish, refine
+from jobs.stages import cluster, embed, ingest, publish, refine, zeroshot
 from ray_actors import runtime
 from spark import session
 from topicscale import cluster as clustering
@@ -49,16 +49,22 @@ def validate(config: Config) -> inputs.InputPlan:
     RequestError
         A path, column, model, package or resource is not as it must be.
     """
-    clustering.check(config.cluster)
-    runtime.local_plan(config.ray)
+    _check(config)
     if config.spark.remote is None or not config.spark.remote.startswith("sc://"):
         session.check_java()  # a server elsewhere has a Java of its own
-    if config.input.embedding_column is None:
-        models.check(config.embedding)
     plan = inputs.inspect(config.input)
+    if config.zeroshot.topics:
+        models.check_dimensions(config.embedding, plan.dimension)
     if config.partition.column is not None and plan.columns:
         inputs.check_named(config.partition.column, {column.name: column.kind for column in plan.columns}, "partition.column")
     return plan
+
+
+def _check(config: Config) -> None:
+    clustering.check(config.cluster)
+    runtime.local_plan(config.ray)
+    if config.input.embedding_column is None or config.zeroshot.topics:  # names are embedded here, whoever embedded the documents
+        models.check(config.embedding)
 
 
 def run(config: Config, store: str, *, ui: Ui | None = None) -> Result:
@@ -84,10 +90,7 @@ def run(config: Config, store: str, *, ui: Ui | None = None) -> Result:
 
 def fit(config: Config, store: str, *, ui: Ui | None = None, fitted_batches: int) -> Result:
     """Run all stages after ingest on the documents that a store holds (see :func:`jobs.update.refit`)."""
-    clustering.check(config.cluster)
-    runtime.local_plan(config.ray)
-    if config.input.embedding_column is None:
-        models.check(config.embedding)
+    _check(config)
     return _run(config, Store(store), None, ui=ui or Ui(), fitted_batches=fitted_batches)
 
 
@@ -131,14 +134,15 @@ def _stages(job: Job, plan: inputs.InputPlan | None, fitted_batches: int) -> Sna
     embedded = {pid: prints[pid] for pid in embed.embed(job, partitions)}
     _some(job, "embed", embedded, partitions)
 
+    names = zeroshot.take(job, embedded, rows)
     prints = cluster.prints_of(job, partitions, embedded)
-    clustered = {pid: prints[pid] for pid in cluster.cluster(job, partitions, embedded)}
+    clustered = {pid: prints[pid] for pid in cluster.cluster(job, partitions, embedded, names)}
     _some(job, "cluster", clustered, partitions)
     # a partition that could not be clustered has no local topics, but its documents can still be assigned
 
-    height = cluster.calibrate(job, partitions, embedded, space)
-    refined = refine.print_of(job, clustered, height)
-    topics = refine.refine(job, clustered, rows, height)
+    height = cluster.calibrate(job, partitions, embedded, space, names)
+    refined = refine.print_of(job, clustered, height, names)
+    topics = refine.refine(job, clustered, rows, height, names)
     prints = refine.assign_prints(job, embedded, refined)
     assigned = {pid: prints[pid] for pid in refine.assign(job, embedded, rows, topics, refined)}
     _some(job, "assign", assigned, partitions)

@@ -16,7 +16,7 @@ from jobs.engines import Engines
 from jobs.job import Job, Partition
 from jobs.progress import Ui
 from jobs.run import Result, fit, validate
-from jobs.stages import add, cluster, embed, refine
+from jobs.stages import add, cluster, embed, refine, zeroshot
 from topicscale.config import Config, load
 from topicscale.errors import JobFailed, RequestError, StoreError
 from topicscale.store import Snapshot, Store, next_version, unit_id
@@ -134,14 +134,17 @@ def _batch(job: Job, base: Snapshot, batches: list[dict[str, Any]], number: int,
     rows = {p.partition_id: p.rows for p in partitions}
     space = embed.space_of(job)
     prints = _all(job, "embed", embed.embed(job, partitions), embed.prints_of(job, partitions))
+    before = add.read_base(job, base)
+    names = zeroshot.take(
+        job, prints, rows, generation=base.generation, known=dict(zip(before.topics.keys, before.topics.vectors, strict=True))
+    )
     size = _min_cluster_size(job, base)
     clustered = cluster.prints_for(job, prints, size=size, fine=True)
-    _all(job, "cluster", cluster.cluster_for(job, clustered, rows, size=size, fine=True), clustered)
+    _all(job, "cluster", cluster.cluster_for(job, clustered, rows, size=size, fine=True, names=names), clustered)
 
-    before = add.read_base(job, base)
     fitted = int(base.summary.get("fitted_batches", 0))
     since = [pid for row in batches if row["batch"] > fitted for pid in row["partition_ids"]] + list(rows)
-    found = add.extend(job, before, since, height=float(base.summary["height"]))
+    found = add.extend(job, before, since, height=float(base.summary["height"]), names=names)
     assigned = refine.assign_prints(job, prints, job.print_of("add", base.generation, fp))
     _all(job, "assign", refine.assign_to(job, assigned, rows, found.topics), assigned)
     sums = add.publish_batch(job, base, before, found, fp=fp, partitions=partitions, space=space)

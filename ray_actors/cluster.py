@@ -10,6 +10,7 @@ from ray_actors.parts import Done, read_partition, to_list_array, to_matrix
 from topicscale.cluster import cluster as cluster_vectors
 from topicscale.cluster import local_statistics
 from topicscale.config import ClusterConfig
+from topicscale.refine import rest
 from topicscale.store import write_part
 
 
@@ -23,15 +24,23 @@ def cluster(
     fine: bool,
     representatives: int,
     threads: int,
+    names: npt.NDArray[np.float32] | None = None,
+    min_similarity: float = 0.0,
 ) -> Done:
-    """Write one partition's local topics and which document is in which."""
+    """Write one partition's local topics and which document is in which.
+
+    Documents that one of ``names`` takes (see :func:`topicscale.refine.rest`) are in no local topic.
+    """
     embeddings = read_partition(store_uri, "embeddings", partition_id, ["doc_id", "vector"], embeddings_version)
     doc_ids = embeddings["doc_id"]
     vectors = to_matrix(embeddings["vector"])
     del embeddings
-    result = cluster_vectors(vectors, config, min_cluster_size=min_cluster_size, fine=fine, threads=threads)
-    sizes, sums, nearest = local_statistics(result.labels, vectors, representatives=representatives)
-    assignments = pa.table({"doc_id": doc_ids, "local_topic": pa.array(result.labels), "probability": pa.array(result.probabilities)})
+    labels, probabilities = np.full(len(vectors), -1, np.int32), np.zeros(len(vectors), np.float32)
+    left = slice(None) if names is None else rest(vectors, names, min_similarity)
+    result = cluster_vectors(vectors[left], config, min_cluster_size=min_cluster_size, fine=fine, threads=threads)
+    labels[left], probabilities[left] = result.labels, result.probabilities
+    sizes, sums, nearest = local_statistics(labels, vectors, representatives=representatives)
+    assignments = pa.table({"doc_id": doc_ids, "local_topic": pa.array(labels), "probability": pa.array(probabilities)})
     ids = doc_ids.to_numpy(zero_copy_only=False)
     topics = pa.table(
         {
@@ -45,7 +54,8 @@ def cluster(
         "local_assignments": write_part(store_uri, "local_assignments", partition_id, assignments),
         "local_topics": write_part(store_uri, "local_topics", partition_id, topics),
     }
-    return Done(len(vectors), files, {"topics": len(sizes), "noise": int((result.labels < 0).sum())})
+    detail = {"topics": len(sizes), "noise": int((result.labels < 0).sum())}
+    return Done(len(vectors), files, detail if names is None else {**detail, "named": len(vectors) - len(result.labels)})
 
 
 def calibrate(*, vectors: npt.NDArray[np.float32], threads: int, **arguments: object) -> object:

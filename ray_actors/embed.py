@@ -89,6 +89,11 @@ def embed(
     return Done(rows.num_rows, {"embeddings": write_part(store_uri, "embeddings", partition_id, rows)}, detail)
 
 
+def encode(embedder: Embedder, texts: list[str]) -> npt.NDArray[np.float32]:
+    """Return the vectors of a few texts, float32 (n, d), each embedded alone: its bits depend on no other text."""
+    return np.concatenate([embedder.encode([text]).vectors for text in texts])
+
+
 def _known(
     store_uri: str, partition_id: str, version: int | None, space: str, reuse: str | None, wanted: set[str]
 ) -> dict[str, npt.NDArray[np.float32]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow as pa
 
 from ray_actors.parts import Done, read_partition, to_matrix
 from topicscale import refine as steps
+from topicscale.errors import RequestError
 from topicscale.store import write_part
 
 
@@ -19,7 +21,35 @@ def count(vectors: npt.NDArray[np.float32], references: npt.NDArray[np.float32],
     return np.bincount(topics[topics >= 0], minlength=len(references)).astype(np.int64)
 
 
-STEPS = {"accumulate": steps.accumulate, "histogram": steps.histogram, "count": count}
+def taken(vectors: npt.NDArray[np.float32], names: npt.NDArray[np.float32], min_similarity: float) -> npt.NDArray[np.int64]:
+    """Return how many rows each name takes, and last how many none does, int64 (names + 1,).
+
+    Raises
+    ------
+    RequestError
+        The names' vectors are of another length than the documents'.
+    """
+    if vectors.shape[1] != names.shape[1]:
+        raise RequestError(
+            f"embedding.model must embed the names of zeroshot.topics in the documents' own space, of {vectors.shape[1]} dimensions. "
+            f"Got vectors of {names.shape[1]} instead. Name the model that the documents were embedded with."
+        )
+    counts = count(vectors, names, np.full(len(names), min_similarity, np.float32))
+    return np.append(counts, len(vectors) - counts.sum())
+
+
+def rest(vectors: npt.NDArray[np.float32], names: npt.NDArray[np.float32], min_similarity: float, step: str, *arguments: Any) -> Any:
+    """Return what a step makes of the rows that no name takes."""
+    return STEPS[step](vectors[steps.rest(vectors, names, min_similarity)], *arguments)
+
+
+STEPS: dict[str, Callable[..., Any]] = {
+    "accumulate": steps.accumulate,
+    "histogram": steps.histogram,
+    "count": count,
+    "taken": taken,
+    "rest": rest,
+}
 
 
 def apply(*, step: str, arguments: tuple[Any, ...], store_uri: str, partition_id: str, embeddings_version: int) -> Any:
@@ -32,13 +62,14 @@ def assign(
     *,
     references: npt.NDArray[np.float32],
     cutoffs: npt.NDArray[np.float32],
+    named: npt.NDArray[np.bool_],
     store_uri: str,
     partition_id: str,
     embeddings_version: int,
 ) -> Done:
     """Write which topic each document of one partition belongs to."""
     rows = read_partition(store_uri, "embeddings", partition_id, ["doc_id", "vector"], embeddings_version)
-    topics, probabilities = steps.assign(to_matrix(rows["vector"]), references, cutoffs)
+    topics, probabilities = steps.assign(to_matrix(rows["vector"]), references, cutoffs, named=named)
     table = pa.table({"doc_id": rows["doc_id"], "topic_id": pa.array(topics), "probability": pa.array(probabilities)})
     return Done(
         len(topics), {"assignments": write_part(store_uri, "assignments", partition_id, table)}, {"outliers": int((topics < 0).sum())}

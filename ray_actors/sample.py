@@ -9,10 +9,19 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ray_actors.parts import read_partition, to_matrix
+from topicscale.refine import rest
 
 
-def sample(*, store_uri: str, partition_id: str, embeddings_version: int, share: float) -> tuple[list[str], npt.NDArray[np.float32]]:
-    """Return ids and vectors of about ``share`` of one partition's documents.
+def sample(
+    *,
+    store_uri: str,
+    partition_id: str,
+    embeddings_version: int,
+    share: float,
+    names: npt.NDArray[np.float32] | None = None,
+    min_similarity: float = 0.0,
+) -> tuple[list[str], npt.NDArray[np.float32]]:
+    """Return ids and vectors of about ``share`` of one partition's documents, those left out that one of ``names`` takes.
 
     A document is in the sample by a hash of its id alone, so that the sample is the same however the corpus is
     partitioned.
@@ -22,7 +31,11 @@ def sample(*, store_uri: str, partition_id: str, embeddings_version: int, share:
         limit = int(share * 2**64)
         chosen = [i for i, doc_id in enumerate(rows["doc_id"].to_pylist()) if _position(doc_id) < limit]
         rows = rows.take(pa.array(chosen, pa.int64()))
-    return rows["doc_id"].to_pylist(), to_matrix(rows["vector"])
+    vectors = to_matrix(rows["vector"])
+    if names is None or len(vectors) == 0:
+        return rows["doc_id"].to_pylist(), vectors
+    left = rest(vectors, names, min_similarity)
+    return rows["doc_id"].take(pa.array(left)).to_pylist(), vectors[left]
 
 
 def _position(doc_id: str) -> int:

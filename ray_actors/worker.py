@@ -57,6 +57,12 @@ class Worker:
         self._done = 0
         return embed(lambda: self._model(unit["config"]), self._count, **unit)
 
+    def encode(self, *, config: EmbeddingConfig, texts: list[str]) -> Any:
+        """See :func:`ray_actors.embed.encode`."""
+        from ray_actors.embed import encode
+
+        return encode(self._model(config), texts)
+
     def cluster(self, **unit: Any) -> Any:
         """See :func:`ray_actors.cluster.cluster`."""
         from ray_actors.cluster import cluster

@@ -23,6 +23,9 @@ import yaml
 
 from topicscale.errors import ConfigError
 
+NAME_CHARS = 200
+"""Characters of a topic's name."""
+
 
 @dataclass(frozen=True)
 class InputConfig:
@@ -117,6 +120,16 @@ class TopicsConfig:
 
 
 @dataclass(frozen=True)
+class ZeroshotConfig:
+    """Topics that are named before anything is clustered."""
+
+    topics: tuple[str, ...] = ()
+    """Their names. Each is embedded with ``embedding.model`` and takes the documents most similar to it; the rest is clustered."""
+    min_similarity: float = 0.7
+    """Cosine of a document to its best name from which on the name takes it."""
+
+
+@dataclass(frozen=True)
 class TermsConfig:
     """How topics' terms are counted and weighted."""
 
@@ -179,6 +192,7 @@ class Config:
     embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     topics: TopicsConfig = field(default_factory=TopicsConfig)
+    zeroshot: ZeroshotConfig = field(default_factory=ZeroshotConfig)
     terms: TermsConfig = field(default_factory=TermsConfig)
     represent: RepresentConfig = field(default_factory=RepresentConfig)
     ray: RayConfig = field(default_factory=RayConfig)
@@ -384,6 +398,15 @@ def _validate(config: Config) -> None:
     check(c.topics.outliers is None or 0 <= c.topics.outliers < 1, "topics.outliers", "at least 0 and below 1")
     check(c.topics.rounds >= 0, "topics.rounds", "at least 0")
     check(c.cluster.min_cluster_size is None or c.cluster.min_cluster_size > 1, "cluster.min_cluster_size", "above 1")
+    names = [name.strip() for name in c.zeroshot.topics]
+    fit = all(name and name.isprintable() and len(name) <= NAME_CHARS for name in names) and len(set(names)) == len(names)
+    check(fit, "zeroshot.topics", f"distinct names, each one line of 1 to {NAME_CHARS} characters")
+    check(0 < c.zeroshot.min_similarity <= 1, "zeroshot.min_similarity", "above 0 and at most 1")
+    check(
+        c.topics.number is None or c.topics.number > len(names),
+        "topics.number",
+        f"above the {len(names)} names of zeroshot.topics, which it counts too",
+    )
     low, high = c.terms.ngram_range
     check(1 <= low <= high <= 5, "terms.ngram_range", "two numbers, 1 <= low <= high <= 5")
     check(

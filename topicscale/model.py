@@ -45,6 +45,11 @@ class TopicModel:
         Smallest topic, in documents.
     nr_topics : int, "auto" or None, default=None
         Number of topics. "auto" and None both find it.
+    zeroshot_topic_list : list of str, optional
+        Names of topics given in advance. Each takes the documents that are more similar to it than to the other names, from
+        ``zeroshot_min_similarity`` on; the rest is clustered. A name that takes no document makes no topic.
+    zeroshot_min_similarity : float, default=0.7
+        Cosine of a document to a name. What it means depends on the embedding model.
     embedding_model : str or SentenceTransformer, optional
         Packaged name, folder or hub id. A loaded model must have come from one of these.
     umap_model, hdbscan_model : object, optional
@@ -88,6 +93,8 @@ class TopicModel:
         min_topic_size: int | None = None,
         nr_topics: int | Literal["auto"] | None = None,
         *,
+        zeroshot_topic_list: Sequence[str] | None = None,
+        zeroshot_min_similarity: float | None = None,
         embedding_model: Any = None,
         umap_model: Any = None,
         hdbscan_model: Any = None,
@@ -112,6 +119,8 @@ class TopicModel:
             given["terms"] = {"stop_words": None}
         put("terms", {"top_n_words": top_n_words, "ngram_range": None if n_gram_range is None else list(n_gram_range)})
         put("topics", {"min_size": min_topic_size, "number": None if nr_topics == "auto" else nr_topics})
+        names = None if zeroshot_topic_list is None else _names(zeroshot_topic_list)
+        put("zeroshot", {"topics": names, "min_similarity": zeroshot_min_similarity})
         for section, values in submodels.configuration(embedding_model, umap_model, hdbscan_model, vectorizer_model, ctfidf_model).items():
             given.setdefault(section, {}).update(values)
         if isinstance(config, Config):
@@ -431,7 +440,7 @@ class TopicModel:
         probabilities : ndarray of float32, shape (n,)
         """
         texts = [documents] if isinstance(documents, str) else list(documents)
-        references, cutoffs = self._references
+        references, cutoffs, named = self._references
         if embeddings is None:
             vectors = self._embedder.encode(texts).vectors
         else:
@@ -444,12 +453,12 @@ class TopicModel:
             return [], np.zeros(0, np.float32)
         if len(references) and vectors.shape[1] != references.shape[1]:
             raise RequestError(f"embeddings must have {references.shape[1]} columns. Got {vectors.shape[1]} instead.")
-        topics, probabilities = assign(vectors, references, cutoffs)
+        topics, probabilities = assign(vectors, references, cutoffs, named=named)
         return topics.tolist(), probabilities
 
     def find_topics(self, search_term: str, top_n: int = 5) -> tuple[list[int], list[float]]:
         """Return the topics most similar to a phrase, and their cosines, best first; outliers are no topic."""
-        references, _ = self._references
+        references, _, _ = self._references
         if len(references) == 0:
             return [], []
         vector = self._embedder.encode([search_term]).vectors[0]
@@ -458,11 +467,12 @@ class TopicModel:
         return best.tolist(), [float(similarity[i]) for i in best]
 
     @cached_property
-    def _references(self) -> tuple[Float32, Float32]:
+    def _references(self) -> tuple[Float32, Float32, npt.NDArray[np.bool_]]:
         rows = self._topics[self._topics["topic_id"] >= 0]
         if rows.empty:
-            return np.zeros((0, 0), np.float32), np.zeros(0, np.float32)
-        return np.stack(rows["reference_vector"].to_list()).astype(np.float32), rows["cutoff"].to_numpy(np.float32)
+            return np.zeros((0, 0), np.float32), np.zeros(0, np.float32), np.zeros(0, bool)
+        vectors = np.stack(rows["reference_vector"].to_list()).astype(np.float32)
+        return vectors, rows["cutoff"].to_numpy(np.float32), (rows["kind"] == "zeroshot").to_numpy(bool)
 
     @cached_property
     def _embedder(self) -> Embedder:
@@ -482,3 +492,10 @@ class TopicModel:
                 f"{found[:12]}): its weights or settings changed. Restore it, or run the job again."
             )
         return Embedder(self.config.embedding, threads=len(os.sched_getaffinity(0)))
+
+
+def _names(given: Any) -> list[str]:
+    # a text is a sequence of letters, and a number has a text: neither is what was meant
+    if isinstance(given, (str, bytes)) or not isinstance(given, Sequence) or not all(isinstance(name, str) for name in given):
+        raise RequestError(f"zeroshot_topic_list must be a list of texts. Got {given!r} instead.")
+    return list(given)

@@ -78,6 +78,32 @@ def check(config: EmbeddingConfig) -> None:
         )
 
 
+def check_dimensions(config: EmbeddingConfig, wanted: int | None) -> None:
+    """Raise ModelError where a model's vectors are known to be of other length than those that come with the documents.
+
+    Parameters
+    ----------
+    wanted : int or None
+        Length of the documents' vectors; None where they come with none, or it is not known.
+    """
+    model = resolve(config.model)
+    kinds = [str(part["type"]).rpartition(".")[2] for part in modules(model.path)]
+    file = model.path / "config.json"
+    found = _json(file).get("hidden_size") if file.is_file() else None
+    pooling = model.path / "1_Pooling" / "config.json"
+    modes = [
+        key for key, value in (_json(pooling) if pooling.is_file() else {}).items() if key.startswith("pooling_mode_") and value is True
+    ]
+    # other modules, and several ways of pooling side by side, may change the length
+    if wanted is None or not isinstance(found, int) or not set(kinds) <= {"Transformer", "Pooling", "Normalize"} or len(modes) > 1:
+        return
+    if found != wanted:
+        raise ModelError(
+            f"embedding.model must embed the names of zeroshot.topics in the documents' own space, of {wanted} dimensions. Got "
+            f"{config.model!r}, of {found}, instead. Name the model that the documents were embedded with."
+        )
+
+
 def _find(name: str) -> Path:
     short = name.removeprefix("sentence-transformers/")
     if short in PACKAGED and not Path(name).is_dir():

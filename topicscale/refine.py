@@ -109,19 +109,39 @@ def nearest(vectors: Float32, references: Float32) -> tuple[Int32, Float32]:
     return topics, similarity
 
 
-def assign(vectors: Float32, references: Float32, cutoffs: Float32) -> tuple[Int32, Float32]:
+def assign(vectors: Float32, references: Float32, cutoffs: Float32, *, named: npt.NDArray[np.bool_] | None = None) -> tuple[Int32, Float32]:
     """Return each row's topic int32 (n,), -1 for outliers, and its probability float32 (n,).
 
     The probability is the cosine to the topic's reference vector, 0 where negative and for outliers.
+
+    Parameters
+    ----------
+    named : bool (k,), optional
+        References that are names given in advance (zero-shot topics). They come first: a row goes to its most similar name
+        where it reaches that name's cut-off, however similar other topics are; the others' topics take what is left.
     """
+    cutoffs = np.asarray(cutoffs, dtype=np.float32)
+    if named is not None and named.any():
+        names, others = np.flatnonzero(named), np.flatnonzero(~named)
+        taken, similarity = assign(vectors, references[names], cutoffs[names])
+        left = np.flatnonzero(taken < 0)
+        topics = np.where(taken < 0, -1, names[taken]).astype(np.int32)
+        found, similarity[left] = assign(vectors[left], references[others], cutoffs[others])
+        topics[left[found >= 0]] = others[found[found >= 0]]
+        return topics, similarity
     if len(references) == 0:
         return np.full(len(vectors), -1, np.int32), np.zeros(len(vectors), np.float32)
     topics, similarity = nearest(vectors, references)
-    inside = similarity >= np.asarray(cutoffs, dtype=np.float32)[topics]
+    inside = similarity >= cutoffs[topics]
     return (
         np.where(inside, topics, -1).astype(np.int32),
         np.where(inside, np.clip(similarity, 0.0, 1.0), 0.0).astype(np.float32),
     )
+
+
+def rest(vectors: Float32, names: Float32, min_similarity: float) -> npt.NDArray[np.intp]:
+    """Return the rows that no name takes, ascending: what is clustered and refined beside zero-shot topics."""
+    return np.flatnonzero(assign(vectors, names, np.full(len(names), min_similarity, np.float32))[0] < 0)
 
 
 def accumulate(vectors: Float32, centroids: Float32) -> Sums:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from jobs.job import Job, Partition
 from jobs.stages import publish
 from jobs.stages.refine import Topics
+from jobs.stages.zeroshot import Names, key_of
 from ray_actors.parts import to_matrix
 from topicscale.cluster import unit
 from topicscale.federate import vector_sums
@@ -56,6 +57,7 @@ def read_base(job: Job, base: Snapshot) -> Base:
         np.array([row["cutoff"] for row in found], np.float32),
         counts[1:],
         np.full(len(found), -1, np.int64),
+        [row["label"] if row["kind"] == "zeroshot" else "" for row in found],
     )
     return Base(rows, topics, Sums(counts, sums))
 
@@ -73,8 +75,8 @@ class Extended:
     """(leaves,): the new topic that each local topic makes, -1 for none."""
 
 
-def extend(job: Job, base: Base, partitions: list[str], *, height: float) -> Extended:
-    """Return the topics and those found in what fits none of them.
+def extend(job: Job, base: Base, partitions: list[str], *, height: float, names: Names | None) -> Extended:
+    """Return the topics, the names that took no document before and do now, and topics found in what fits none of them.
 
     Candidates are the local topics of all batches since the topics were fitted, so that what comes a few documents a day
     is seen once it is enough; documents of earlier batches stay where they were assigned.
@@ -90,7 +92,8 @@ def extend(job: Job, base: Base, partitions: list[str], *, height: float) -> Ext
     rows = rows.sort_by([("partition_id", "ascending"), ("local_topic", "ascending")])
     sums, sizes = vector_sums(rows), rows["size"].to_numpy()
     topics, k = base.topics, len(base.topics.keys)
-    present = base.sums.counts[1:] > 0  # documents may all have been forgotten
+    found = ~topics.named  # what a name did not take is no part of its topic, however near
+    present = found & (base.sums.counts[1:] > 0)  # documents may all have been forgotten
     groups = newcomers(
         base.sums.counts[1:][present],
         base.sums.vector_sums[1:][present],
@@ -99,26 +102,31 @@ def extend(job: Job, base: Base, partitions: list[str], *, height: float) -> Ext
         height=height,
         min_size=job.config.topics.min_size,
     )
+    woken = [] if names is None else [i for i, key in enumerate(names.keys) if key not in topics.keys]
     of_leaf = np.full(len(sizes), -1, np.int64)
     for number, members in enumerate(groups):
-        of_leaf[members] = k + number
-    number = len(groups)
-    if number == 0:
+        of_leaf[members] = k + len(woken) + number
+    number, new = len(groups), len(woken) + len(groups)
+    if new == 0:
         return Extended(topics, [], rows, of_leaf)
-    keys, centres = [], []
+    labels = [] if names is None else [names.labels[i] for i in woken]
+    centres = [] if names is None else [names.vectors[i] for i in woken]
+    keys = [key_of(label) for label in labels]
     for members in groups:
         keys.append(topic_key([leaf_key(int(sizes[i]), sums[i]) for i in members]))
         centres.append(unit(sums[members].sum(axis=0, keepdims=True))[0])
     # the batch alone says little about how far a new topic reaches: it reaches as far as the others do
-    cutoff = np.float32(np.median(topics.cutoffs)) if k else np.float32(-2.0)
+    cutoff = np.float32(np.median(topics.cutoffs[found])) if found.any() else np.float32(-2.0)
+    least = np.full(len(woken), job.config.zeroshot.min_similarity, np.float32)
     extended = Topics(
         topics.keys + keys,
         np.concatenate([topics.vectors.reshape(k, -1 if k else len(centres[0])), np.array(centres, np.float32)]),
-        np.concatenate([topics.cutoffs, np.full(number, cutoff, np.float32)]),
-        np.concatenate([topics.sizes, np.zeros(number, np.int64)]),
-        np.concatenate([topics.merged, np.full(number, -1, np.int64)]),
+        np.concatenate([topics.cutoffs, least, np.full(number, cutoff, np.float32)]),
+        np.concatenate([topics.sizes, np.zeros(new, np.int64)]),
+        np.concatenate([topics.merged, np.full(new, -1, np.int64)]),
+        topics.names + labels + [""] * number,
     )
-    return Extended(extended, list(range(k, k + number)), rows, of_leaf)
+    return Extended(extended, list(range(k, k + new)), rows, of_leaf)
 
 
 def publish_batch(
@@ -201,6 +209,7 @@ def _write_topics(
     rows = [described[topic] for topic in sorted(described)]
     job.store.replace("topics", pa.Table.from_pylist(rows, schema=TABLES["topics"].schema), stage="publish", unit_fingerprint=fp)
     kept = [row for row in job.store.read("topic_labels", version=base.versions["topic_labels"]).to_pylist() if row["aspect"] != "ctfidf"]
+    kept += [row for topic in found.new for row in publish.zeroshot_label(topic, found.topics)]
     labels = [
         {"topic_id": row["topic_id"], "aspect": "ctfidf", "label": name(row["topic_id"], row["keywords"]), "terms": row["keywords"]}
         for row in rows

@@ -12,6 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from jobs.job import Job, Partition
+from jobs.stages import zeroshot
+from jobs.stages.zeroshot import Names
 from ray_actors.pool import Unit
 from topicscale.calibrate import SAMPLE, Pilot
 from topicscale.cluster import local_min_cluster_size
@@ -30,7 +32,8 @@ def prints_of(job: Job, partitions: list[Partition], embedded: dict[str, str]) -
 
 def prints_for(job: Job, embedded: dict[str, str], *, size: int, fine: bool) -> dict[str, str]:
     """Return the fingerprint of each partition in ``embedded``, clustered with a given smallest local topic."""
-    return {pid: job.print_of("cluster", fp, job.config.cluster, size, fine, REPRESENTATIVES) for pid, fp in embedded.items()}
+    names = zeroshot.parts_of(job)
+    return {pid: job.print_of("cluster", fp, job.config.cluster, size, fine, REPRESENTATIVES, *names) for pid, fp in embedded.items()}
 
 
 def _fine(job: Job, partitions: list[Partition]) -> bool:
@@ -45,18 +48,21 @@ def min_cluster_size(job: Job, partitions: list[Partition]) -> int:
     return local_min_cluster_size(job.config.cluster, job.config.topics.min_size, documents=documents, partitions=len(partitions))
 
 
-def cluster(job: Job, partitions: list[Partition], embedded: dict[str, str]) -> list[str]:
+def cluster(job: Job, partitions: list[Partition], embedded: dict[str, str], names: Names | None) -> list[str]:
     """Return the partitions that have their local topics, after clustering what is missing."""
     fingerprints = prints_of(job, partitions, embedded)
     rows = {p.partition_id: p.rows for p in partitions}
-    return cluster_for(job, fingerprints, rows, size=min_cluster_size(job, partitions), fine=_fine(job, partitions))
+    return cluster_for(job, fingerprints, rows, size=min_cluster_size(job, partitions), fine=_fine(job, partitions), names=names)
 
 
-def cluster_for(job: Job, fingerprints: dict[str, str], rows: dict[str, int], *, size: int, fine: bool) -> list[str]:
+def cluster_for(
+    job: Job, fingerprints: dict[str, str], rows: dict[str, int], *, size: int, fine: bool, names: Names | None = None
+) -> list[str]:
     """Return the partitions of ``fingerprints`` that have their local topics, after clustering what is missing."""
 
     def prepare(pending: list[str]) -> Callable[[str], dict[str, Any]]:
         version = job.store.table("embeddings").version()
+        beside = names.arguments if names is not None else {}
 
         def arguments(partition_id: str) -> dict[str, Any]:
             return {
@@ -67,6 +73,7 @@ def cluster_for(job: Job, fingerprints: dict[str, str], rows: dict[str, int], *,
                 "min_cluster_size": size,
                 "fine": fine,
                 "representatives": REPRESENTATIVES,
+                **beside,
             }
 
         return arguments
@@ -78,12 +85,12 @@ def cluster_for(job: Job, fingerprints: dict[str, str], rows: dict[str, int], *,
 
 def pilot_print(job: Job, embedded: dict[str, str], partitions: int) -> str:
     """Return the fingerprint of the pilot."""
-    topics = job.config.topics
-    return job.print_of("calibrate", sorted(embedded.items()), job.config.cluster, topics.min_size, topics.rounds, partitions)
+    topics, names = job.config.topics, zeroshot.parts_of(job)
+    return job.print_of("calibrate", sorted(embedded.items()), job.config.cluster, topics.min_size, topics.rounds, partitions, *names)
 
 
-def calibrate(job: Job, partitions: list[Partition], embedded: dict[str, str], space: str) -> float:
-    """Return the height at which to merge.
+def calibrate(job: Job, partitions: list[Partition], embedded: dict[str, str], space: str, names: Names | None) -> float:
+    """Return the height at which to merge, found on documents that no name takes.
 
     It is found for one partition too, and where the user has given the number of topics or a similarity: merging
     stores, and documents added later, rest on it.
@@ -92,8 +99,8 @@ def calibrate(job: Job, partitions: list[Partition], embedded: dict[str, str], s
     fp = pilot_print(job, embedded, len(partitions))
     if not says(job.store.unit_version("pilots", "calibrate"), fp):
         began = time.monotonic()
-        documents = sum(p.rows for p in partitions if p.partition_id in embedded)
-        vectors = sample(job, sorted(embedded), documents, SAMPLE).vectors
+        documents = sum(p.rows for p in partitions if p.partition_id in embedded) if names is None else names.rest
+        vectors = sample(job, sorted(embedded), documents, SAMPLE, names).vectors
         found: Pilot = job.engines.pool.call(
             "calibrate",
             vectors=vectors,
@@ -127,13 +134,11 @@ class Sample:
     vectors: npt.NDArray[np.float32]
 
 
-def sample(job: Job, partitions: list[str], documents: int, size: int) -> Sample:
-    """Return at most ``size`` documents, chosen by a hash of their ids."""
-    version = job.store.table("embeddings").version()
-    share = size / max(documents, 1)
-    units = [
-        Unit(pid, {"store_uri": job.store.uri, "partition_id": pid, "embeddings_version": version, "share": share}) for pid in partitions
-    ]
+def sample(job: Job, partitions: list[str], documents: int, size: int, names: Names | None = None) -> Sample:
+    """Return at most ``size`` of so many documents, chosen by a hash of their ids; with ``names``, of those that none takes."""
+    given = {"store_uri": job.store.uri, "embeddings_version": job.store.table("embeddings").version(), "share": size / max(documents, 1)}
+    beside = names.arguments if names is not None else {}
+    units = [Unit(pid, {"partition_id": pid, **given, **beside}) for pid in partitions]
     ids: list[str] = []
     owners: list[str] = []
     parts: list[npt.NDArray[np.float32]] = []

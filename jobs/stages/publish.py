@@ -120,7 +120,7 @@ def _place(job: Job, fp: str, topics: Topics, partitions: list[str], rows: Mappi
     table = TABLES["document_map"].schema.empty_table()
     if size:
         shown = sample(job, partitions, sum(rows[pid] for pid in partitions), size)
-        labels, _ = assign(shown.vectors, topics.vectors, topics.cutoffs)
+        labels, _ = assign(shown.vectors, topics.vectors, topics.cutoffs, named=topics.named)
         points = job.engines.pool.call("layout", vectors=shown.vectors, labels=labels, seed=job.config.cluster.seed)
         table = pa.table({"doc_id": shown.doc_ids, "partition_id": shown.partition_ids, "x": points[:, 0], "y": points[:, 1]})
     job.store.replace("document_map", table, stage="map", unit_fingerprint=fp)
@@ -194,26 +194,35 @@ def _write_topics(
         shown = [] if topic == OUTLIER else [texts[doc_id] for _, doc_id, _, _ in nearest[topic] if doc_id in texts]
         described.append(topic_row(topic, topics, sums, words, shown))
         labels.append({"topic_id": topic, "aspect": "ctfidf", "label": name(topic, words), "terms": words, "status": "ok", "detail": ""})
+        labels += zeroshot_label(topic, topics)
     job.store.replace("topics", pa.Table.from_pylist(described, schema=TABLES["topics"].schema), stage="publish", unit_fingerprint=fp)
     job.store.replace(
         "topic_labels", pa.Table.from_pylist(labels, schema=TABLES["topic_labels"].schema), stage="publish", unit_fingerprint=fp
     )
 
 
+def zeroshot_label(topic: int, topics: Topics) -> list[dict[str, Any]]:
+    """Return the row of ``topic_labels`` that holds the name a topic was given in advance; none where it was found."""
+    if topic == OUTLIER or not topics.names[topic]:
+        return []
+    return [{"topic_id": topic, "aspect": "zeroshot", "label": topics.names[topic], "terms": [], "status": "ok", "detail": ""}]
+
+
 def topic_row(topic: int, topics: Topics, sums: Sums, keywords: list[str], representative_docs: list[str]) -> dict[str, Any]:
     """Return a row of ``topics``; ``sums`` has the outliers first."""
     outlier = topic == OUTLIER
+    given = "" if outlier else topics.names[topic]
     # the outliers' centre is told for the curious; nothing is assigned to it
     vector = unit(sums.vector_sums[:1])[0] if outlier else topics.vectors[topic]
     return {
         "topic_id": topic,
         "topic_key": "" if outlier else topics.keys[topic],
-        "kind": "outliers" if outlier else "found",
+        "kind": "outliers" if outlier else "zeroshot" if given else "found",
         "size": int(sums.counts[topic + 1]),
         "reference_vector": vector.astype(np.float32).tolist(),
         "cutoff": None if outlier else float(topics.cutoffs[topic]),
         "parent_id": None,
-        "label": name(topic, keywords),
+        "label": given or name(topic, keywords),
         "keywords": keywords,
         "representative_docs": representative_docs,
     }
@@ -221,9 +230,10 @@ def topic_row(topic: int, topics: Topics, sums: Sums, keywords: list[str], repre
 
 def _write_lineage(job: Job, fp: str, topics: Topics, *, partitions: int, height: float | None) -> None:
     local = read_local(job)
-    merged = merge(job, local, partitions=partitions, height=height)
+    merged = merge(job, local, partitions=partitions, height=height, named=int(topics.named.sum()))
     final = np.full(merged.number + 1, OUTLIER, np.int32)  # merged topics that dissolved have no topic of their own
-    final[topics.merged] = np.arange(len(topics.keys), dtype=np.int32)
+    found = np.flatnonzero(topics.merged >= 0)
+    final[topics.merged[found]] = found
     group = merged.labels[local.leaf]
     lineage = pa.table(
         {
@@ -253,7 +263,7 @@ def write_sites(job: Job, fp: str, topics: Topics, sums: Sums, space: str) -> No
             "topic_key": pa.array(
                 ["outliers" if t == OUTLIER else topic_key([key]) for t, key in zip(present, keys, strict=True)], pa.string()
             ),
-            "label": pa.repeat("", len(present)),
+            "label": pa.array(["" if t == OUTLIER else topics.names[t] for t in present], pa.string()),
             "size": pa.array([int(sums.counts[t + 1]) for t in present], pa.int64()),
             "vector_sum": to_list_array(vectors),
             "term_counts": counts,

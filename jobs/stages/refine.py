@@ -13,8 +13,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from jobs.job import Job
+from jobs.stages.zeroshot import Names
 from topicscale import merge as merging
 from topicscale import refine as steps
+from topicscale.config import NAME_CHARS
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,14 @@ class Topics:
     cutoffs: npt.NDArray[np.float32]
     sizes: npt.NDArray[np.int64]
     merged: npt.NDArray[np.int64]
-    """(k,): the merged topic each comes from."""
+    """(k,): the merged topic each comes from; -1 for named ones, and for those that an update brought."""
+    names: list[str]
+    """The names given in advance; empty for topics that were found."""
+
+    @property
+    def named(self) -> npt.NDArray[np.bool_]:
+        """(k,): whether a topic was named in advance."""
+        return np.array([bool(name) for name in self.names], bool)
 
 
 def read_local(job: Job) -> Local:
@@ -52,11 +61,11 @@ def read_local(job: Job) -> Local:
     return Local(rows["partition_id"].to_pylist(), rows["local_topic"].to_pylist(), sizes, sums, leaf, leaves)
 
 
-def merge(job: Job, local: Local, *, partitions: int, height: float | None) -> merging.Merged:
-    """Return the merged topics."""
+def merge(job: Job, local: Local, *, partitions: int, height: float | None, named: int = 0) -> merging.Merged:
+    """Return the merged topics; ``named`` topics of the number that is wanted are there already."""
     topics = job.config.topics
     if topics.number is not None:
-        return merging.merge(local.leaves, number=topics.number)
+        return merging.merge(local.leaves, number=topics.number - named)
     if topics.similarity is not None:
         return merging.merge(local.leaves, similarity=topics.similarity)
     if partitions == 1 or height is None:
@@ -64,25 +73,27 @@ def merge(job: Job, local: Local, *, partitions: int, height: float | None) -> m
     return merging.merge(local.leaves, height=height)
 
 
-def print_of(job: Job, clustered: Mapping[str, str], height: float | None) -> str:
+def print_of(job: Job, clustered: Mapping[str, str], height: float | None, names: Names | None) -> str:
     """Return the fingerprint of the refined topics."""
-    return job.print_of("refine", sorted(clustered.items()), height, job.config.topics)
+    beside = () if names is None else (names.fingerprint,)
+    return job.print_of("refine", sorted(clustered.items()), height, job.config.topics, *beside)
 
 
-def refine(job: Job, clustered: Mapping[str, str], rows: Mapping[str, int], height: float | None) -> Topics:
-    """Return the frozen topics.
+def refine(job: Job, clustered: Mapping[str, str], rows: Mapping[str, int], height: float | None, names: Names | None) -> Topics:
+    """Return the frozen topics: those found, refined on the documents that no name takes, and the named ones as they are.
 
     They are kept in the store's work folder: a run that is killed while it assigns goes on from there. Without the
     file they are computed again, to the same numbers.
     """
-    fp = print_of(job, clustered, height)
+    fp = print_of(job, clustered, height, names)
     path = job.store.path / "_work" / f"refine-{fp}.npz"
     if path.exists():
         return _load(path)
     began = time.monotonic()
     local = read_local(job)
-    merged = merge(job, local, partitions=len(clustered), height=height)
+    merged = merge(job, local, partitions=len(clustered), height=height, named=0 if names is None else len(names.labels))
     over = job.over(clustered, rows, job.store.table("embeddings").version(), stage="refine")
+    over = over if names is None else names.left_out(over)
     total = sum(rows[pid] for pid in clustered)
     found = steps.refine(
         over, merged.centroids, min_size=job.config.topics.min_size, rounds=job.config.topics.rounds, outliers=job.config.topics.outliers
@@ -91,17 +102,41 @@ def refine(job: Job, clustered: Mapping[str, str], rows: Mapping[str, int], heig
         sum(over("count", found.vectors, found.cutoffs), np.zeros(len(found.kept), np.int64)) if len(found.kept) else np.zeros(0, np.int64)
     )
     keys = [merged.keys[int(topic)] for topic in found.kept]
-    order = sorted(range(len(keys)), key=lambda i: (-int(counts[i]), keys[i]))
-    result = Topics([keys[i] for i in order], found.vectors[order], found.cutoffs[order], counts[order], found.kept[order])
+    result = Topics(keys, found.vectors, found.cutoffs, counts, found.kept, [""] * len(keys))
+    result = _ordered(result if names is None else _with_names(result, names))
     _save(path, result)
     job.whole(
         "refine",
         fp,
         rows=total,
         seconds=time.monotonic() - began,
-        detail={"local": len(local.topics), "merged": merged.number, "topics": len(keys)},
+        detail={"local": len(local.topics), "merged": merged.number, "topics": len(result.keys)},
     )
     return result
+
+
+def _with_names(found: Topics, names: Names) -> Topics:
+    number, width = len(names.labels), names.vectors.shape[1]
+    return Topics(
+        names.keys + found.keys,
+        np.concatenate([names.vectors, found.vectors.reshape(-1, width)]),
+        np.concatenate([np.full(number, names.min_similarity, np.float32), found.cutoffs]),
+        np.concatenate([names.sizes, found.sizes]),
+        np.concatenate([np.full(number, -1, np.int64), found.merged]),
+        names.labels + found.names,
+    )
+
+
+def _ordered(topics: Topics) -> Topics:
+    order = sorted(range(len(topics.keys)), key=lambda i: (-int(topics.sizes[i]), topics.keys[i]))
+    return Topics(
+        [topics.keys[i] for i in order],
+        topics.vectors[order],
+        topics.cutoffs[order],
+        topics.sizes[order],
+        topics.merged[order],
+        [topics.names[i] for i in order],
+    )
 
 
 def assign(job: Job, embedded: Mapping[str, str], rows: Mapping[str, int], topics: Topics, refined: str) -> list[str]:
@@ -122,6 +157,7 @@ def assign_to(job: Job, fingerprints: Mapping[str, str], rows: Mapping[str, int]
             return {
                 "references": references,
                 "cutoffs": cutoffs,
+                "named": topics.named,
                 "store_uri": job.store.uri,
                 "partition_id": partition_id,
                 "embeddings_version": version,
@@ -148,6 +184,7 @@ def _save(path: Path, topics: Topics) -> None:
             cutoffs=topics.cutoffs,
             sizes=topics.sizes,
             merged=topics.merged,
+            names=np.array(topics.names, dtype=f"U{NAME_CHARS}"),
         )
     for old in path.parent.glob("refine-*.npz"):
         old.unlink()
@@ -156,7 +193,10 @@ def _save(path: Path, topics: Topics) -> None:
 
 def _load(path: Path) -> Topics:
     with np.load(path, allow_pickle=False) as data:
-        return Topics(data["keys"].tolist(), data["vectors"], data["cutoffs"], data["sizes"], data["merged"])
+        keys = data["keys"].tolist()
+        # a file from before there were names has none
+        names = data["names"].tolist() if "names" in data.files else [""] * len(keys)
+        return Topics(keys, data["vectors"], data["cutoffs"], data["sizes"], data["merged"], names)
 
 
 def _matrix(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
