@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from topicscale.cluster import unit
-from topicscale.refine import BINS, BLOCK, Sums, accumulate, assign, cutoffs, histogram, local, nearest, refine, total, update
+from topicscale.refine import BINS, BLOCK, Sums, accumulate, assign, cutoffs, histogram, local, nearest, refine, rest, total, update
 
 
 def rows(n: int, d: int = 48, seed: int = 0) -> np.ndarray:
@@ -125,3 +125,36 @@ def test_a_topic_without_documents_stays_where_it_was() -> None:
 def test_equals_go_to_the_first() -> None:
     vector = rows(1)
     assert nearest(vector, np.concatenate([vector, vector]))[0].tolist() == [0]
+
+
+def test_names_come_first_and_take_what_reaches_them() -> None:
+    vectors, references = rows(3 * BLOCK + 17), rows(9, seed=1)
+    named = np.array([False, True, False, True, False, False, True, False, False])
+    limits = np.where(named, 0.25, 0.1).astype(np.float32)
+    topics, probabilities = assign(vectors, references, limits, named=named)
+    # as BERTopic does it: the nearest name where it is near enough; what is left goes to the nearest of the others
+    cosines = vectors.astype(np.float64) @ references.T.astype(np.float64)
+    names = np.flatnonzero(named)
+    best = names[cosines[:, names].argmax(axis=1)]
+    takes = cosines[np.arange(len(vectors)), best] >= 0.25
+    assert 0 < takes.sum() < len(vectors)
+    assert (topics[takes] == best[takes]).all()
+    left = rest(vectors, references[names], 0.25)
+    assert (left == np.flatnonzero(~takes)).all()
+    alone, values = assign(vectors[left], references[~named], limits[~named])
+    assert (topics[left] == np.where(alone >= 0, np.flatnonzero(~named)[alone], -1)).all()
+    assert (probabilities[left] == values).all()
+    np.testing.assert_allclose(probabilities[takes], cosines[takes, best[takes]], atol=1e-6)
+    # some documents are nearer to a found topic than to the name that takes them
+    assert (cosines[takes].argmax(axis=1) != best[takes]).any()
+
+
+def test_without_names_or_with_names_alone_nothing_is_special() -> None:
+    vectors, references = rows(500), rows(6, seed=1)
+    limits = np.full(6, 0.2, np.float32)
+    plain = assign(vectors, references, limits)
+    for named in (np.zeros(6, bool), np.ones(6, bool)):
+        topics, probabilities = assign(vectors, references, limits, named=named)
+        assert (topics == plain[0]).all()
+        assert (probabilities == plain[1]).all()
+    assert (rest(vectors, np.zeros((0, 48), np.float32), 0.5) == np.arange(500)).all()
