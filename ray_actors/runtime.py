@@ -18,6 +18,8 @@ WORKER_MEMORY = 2 * 2**30
 """Bytes that one worker is counted with: a loaded model, one partition of vectors and its neighbour graph."""
 CPUS_PER_WORKER = 4
 """Processors a worker is given by default: matrix products stop gaining much beyond them."""
+ATTEMPTS = 2
+"""Times a local cluster is started before that counts as failed."""
 _OBJECT_STORE = 256 * 2**20  # workers exchange centroids and samples, never documents
 
 
@@ -120,12 +122,17 @@ def _init(config: RayConfig) -> None:
 
     import ray  # after the environment, which it reads when imported
 
-    try:
-        ray.init(**options)
-    except Exception as error:  # Ray raises bare ones too, when a process of its own does not come up in time
-        where = f"reached at {config.address}" if config.address else "started on this machine"
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ResourceError(f"Ray cannot be {where}: {reason}") from error
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:  # Ray raises bare ones too, when a process of its own does not come up in time
+            ray.shutdown()
+            if config.address is None and attempt < ATTEMPTS:
+                continue  # its processes get 30 s to come up, which a machine that is busy may not give them
+            where = f"reached at {config.address}" if config.address else "started on this machine"
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ResourceError(f"Ray cannot be {where}: {reason}") from error
 
 
 def stop() -> None:

@@ -203,5 +203,9 @@ def test_height_is_that_of_most_documents_brought_to_the_whole() -> None:
     rows = [leaf("a", 1, size=10), leaf("b", 2, size=80), leaf("c", 3, size=10)]
     union = federate.unite([table(rows)], [pilots(("a", 0.1, 10), ("b", 0.2, 80), ("c", 0.9, 10))])
     assert federate.height(union) == pytest.approx(0.2 * 0.8 ** (1 / 3))
+    # an export of b beside b itself is the same finding
+    again = federate.unite([table(rows)] * 2, [union.pilots, pilots(("b", 0.19, 80))])
+    assert federate.height(again) in (federate.height(union), pytest.approx(0.19 * 0.8 ** (1 / 3)))
+    assert again.pilots.num_rows == 3
     with pytest.raises(RequestError, match="--similarity"):
         federate.height(federate.unite([table(rows)], [NONE]))
