@@ -139,8 +139,10 @@ def _batch(job: Job, base: Snapshot, batches: list[dict[str, Any]], number: int,
         job, prints, rows, generation=base.generation, known=dict(zip(before.topics.keys, before.topics.vectors, strict=True))
     )
     size = _min_cluster_size(job, base)
-    clustered = cluster.prints_for(job, prints, size=size, fine=True)
-    _all(job, "cluster", cluster.cluster_for(job, clustered, rows, size=size, fine=True, names=names), clustered)
+    # what is left out depends on the topics there are
+    beside = {**(names.arguments if names is not None else {}), **add.explained(before)}
+    clustered = cluster.prints_for(job, {pid: job.print_of("add", base.generation, fp) for pid, fp in prints.items()}, size=size, fine=True)
+    _all(job, "cluster", cluster.cluster_for(job, clustered, rows, size=size, fine=True, beside=beside), clustered)
 
     fitted = int(base.summary.get("fitted_batches", 0))
     since = [pid for row in batches if row["batch"] > fitted for pid in row["partition_ids"]] + list(rows)

@@ -10,7 +10,7 @@ from ray_actors.parts import Done, read_partition, to_list_array, to_matrix
 from topicscale.cluster import cluster as cluster_vectors
 from topicscale.cluster import local_statistics
 from topicscale.config import ClusterConfig
-from topicscale.refine import rest
+from topicscale.refine import assign, rest
 from topicscale.store import write_part
 
 
@@ -26,17 +26,22 @@ def cluster(
     threads: int,
     names: npt.NDArray[np.float32] | None = None,
     min_similarity: float = 0.0,
+    topics: npt.NDArray[np.float32] | None = None,
+    limits: npt.NDArray[np.float32] | None = None,
 ) -> Done:
     """Write one partition's local topics and which document is in which.
 
-    Documents that one of ``names`` takes (see :func:`topicscale.refine.rest`) are in no local topic.
+    In no local topic are documents that one of ``names`` takes (see :func:`topicscale.refine.rest`), and those that ``topics``
+    explain: whose cosine to the nearest of them is at least its limit.
     """
     embeddings = read_partition(store_uri, "embeddings", partition_id, ["doc_id", "vector"], embeddings_version)
     doc_ids = embeddings["doc_id"]
     vectors = to_matrix(embeddings["vector"])
     del embeddings
     labels, probabilities = np.full(len(vectors), -1, np.int32), np.zeros(len(vectors), np.float32)
-    left = slice(None) if names is None else rest(vectors, names, min_similarity)
+    left = np.arange(len(vectors)) if names is None else rest(vectors, names, min_similarity)
+    if topics is not None and limits is not None and len(topics) and len(left):
+        left = left[assign(vectors[left], topics, limits)[0] < 0]
     result = cluster_vectors(vectors[left], config, min_cluster_size=min_cluster_size, fine=fine, threads=threads)
     labels[left], probabilities[left] = result.labels, result.probabilities
     sizes, sums, nearest = local_statistics(labels, vectors, representatives=representatives)

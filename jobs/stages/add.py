@@ -26,6 +26,9 @@ from topicscale.store import Snapshot, next_version, says, unit_id
 from topicscale.tables import OUTLIER, TABLES
 from topicscale.terms import name, top_terms
 
+MARGIN = 0.1
+"""How far below a topic's mean cosine a document still counts as explained by it."""
+
 
 @dataclass(frozen=True)
 class Base:
@@ -60,6 +63,19 @@ def read_base(job: Job, base: Snapshot) -> Base:
         [row["label"] if row["kind"] == "zeroshot" else "" for row in found],
     )
     return Base(rows, topics, Sums(counts, sums))
+
+
+def explained(base: Base) -> dict[str, Any]:
+    """Return what tells a unit of clustering which documents of a batch are well enough explained by the topics there are.
+
+    A document is, when its cosine to the nearest topic is at most :data:`MARGIN` below that topic's mean. What is left is where
+    new topics are looked for. Looking among outliers alone misses most of a topic that is near another; looking everywhere
+    finds no more, and keeps ten times as many local topics to be looked through with every batch .
+    """
+    counts, sums = base.sums.counts[1:], base.sums.vector_sums[1:]
+    mean = np.linalg.norm(sums, axis=1) / np.maximum(counts, 1)  # the mean cosine of unit rows to their own centre
+    found = counts > 0
+    return {"topics": base.topics.vectors[found], "limits": (mean - MARGIN)[found].astype(np.float32)}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,17 +52,23 @@ def cluster(job: Job, partitions: list[Partition], embedded: dict[str, str], nam
     """Return the partitions that have their local topics, after clustering what is missing."""
     fingerprints = prints_of(job, partitions, embedded)
     rows = {p.partition_id: p.rows for p in partitions}
-    return cluster_for(job, fingerprints, rows, size=min_cluster_size(job, partitions), fine=_fine(job, partitions), names=names)
+    beside = names.arguments if names is not None else {}
+    return cluster_for(job, fingerprints, rows, size=min_cluster_size(job, partitions), fine=_fine(job, partitions), beside=beside)
 
 
 def cluster_for(
-    job: Job, fingerprints: dict[str, str], rows: dict[str, int], *, size: int, fine: bool, names: Names | None = None
+    job: Job, fingerprints: dict[str, str], rows: dict[str, int], *, size: int, fine: bool, beside: Mapping[str, Any]
 ) -> list[str]:
-    """Return the partitions of ``fingerprints`` that have their local topics, after clustering what is missing."""
+    """Return the partitions of ``fingerprints`` that have their local topics, after clustering what is missing.
+
+    Parameters
+    ----------
+    beside : mapping
+        What tells a unit which documents to leave out: see :func:`ray_actors.cluster.cluster`.
+    """
 
     def prepare(pending: list[str]) -> Callable[[str], dict[str, Any]]:
         version = job.store.table("embeddings").version()
-        beside = names.arguments if names is not None else {}
 
         def arguments(partition_id: str) -> dict[str, Any]:
             return {
