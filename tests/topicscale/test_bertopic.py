@@ -255,12 +255,13 @@ def test_named_topics_keep_their_names(tmp_path) -> None:
     model = TopicModel.from_bertopic(folder, store=tmp_path / "s")
     store = Store(model.store)
     kinds = {row["topic_id"]: (row["kind"], row["label"]) for row in store.read("topics").to_pylist()}
-    assert kinds[1] == ("zeroshot", "Energy")
+    assert kinds[1] == ("found", "Energy")
     assert kinds[2] == ("found", "_".join(["2", *model.get_topic_info(2)["Representation"][0][:4]]))
     assert sorted(row["label"] for row in store.read("site_topics").to_pylist()) == ["", "", "", "Energy"]
     loaded = TopicModel.load(model.store)
     assert loaded.get_topic_info().to_dict("list") == model.get_topic_info().to_dict("list")
-    assert loaded.transform(["x"], embeddings=np.eye(1, 12))[0] == [0]
+    # and take no documents that are nearer to another
+    assert loaded.transform(["x"] * 3, embeddings=np.eye(3, 12))[0] == [0, 1, 2]
 
 
 def test_a_model_that_bertopic_merged(tmp_path) -> None:

@@ -125,7 +125,8 @@ def _topics(folder: Folder, sums: Float64, keys: list[str]) -> list[dict[str, An
         {
             "topic_id": topic,
             "topic_key": "" if topic == OUTLIER else topic_key([keys[row]]),
-            "kind": "outliers" if topic == OUTLIER else "zeroshot" if topic in folder.names else "found",
+            # a zero-shot topic, too: BERTopic's loaded model gives it no precedence, and its least similarity is not saved
+            "kind": "outliers" if topic == OUTLIER else "found",
             "size": int(folder.sizes[row]),
             "reference_vector": references[row].tolist(),
             "cutoff": None if topic == OUTLIER else -2.0,
