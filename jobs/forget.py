@@ -20,6 +20,7 @@ from jobs.progress import Ui
 from jobs.stages import add, embed, ingest, publish
 from jobs.update import check
 from ray_actors.parts import read_partition, to_list_array, to_matrix
+from topicscale import labels as naming
 from topicscale.cluster import local_statistics
 from topicscale.config import Config, fingerprint
 from topicscale.errors import RequestError
@@ -160,7 +161,8 @@ def _remove(job: Job, reader: Store, base: Snapshot, gone: pa.Table, ids: list[s
     _write_topics(job, base, fp, before, left, removed, texts)
     _write_lineage(job, base, fp, set(partitions), lineage)
     _write_trends(job, base, fp, trends)
-    publish.write_sites(job, fp, before.topics, left, base.summary["space"])
+    names = naming.held(job.store.read("topic_labels", naming.LABEL_COLUMNS, version=base.versions["topic_labels"]).to_pylist())
+    publish.write_sites(job, fp, before.topics, left, base.summary["space"], names)
     placed = job.store.read("document_map", version=base.versions["document_map"])
     job.store.replace("document_map", placed.filter(pc.invert(_among(placed["doc_id"], ids))), stage="map", unit_fingerprint=fp)
     summary = {

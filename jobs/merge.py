@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from topicscale import federate
+from topicscale import federate, labels
 from topicscale.cluster import unit
-from topicscale.config import Config, TermsConfig
+from topicscale.config import Config, InputConfig, TermsConfig
 from topicscale.errors import RequestError, StoreError
 from topicscale.leaf_terms import summed
 from topicscale.store import Snapshot, Store, says
@@ -38,7 +38,7 @@ class Input:
 
 
 def merge(
-    inputs: Sequence[str | Path],
+    inputs: Sequence[str | Path | tuple[str, str | Path]],
     store: str | Path,
     *,
     similarity: float | Literal["auto"] = "auto",
@@ -51,7 +51,7 @@ def merge(
 
     Parameters
     ----------
-    inputs : sequence of str
+    inputs : sequence of str, Path or (name, path)
         Stores, each as a path or as ``NAME=PATH``; the folder's name is the site's otherwise.
     store : str
         The store to write; made if there is none. Merging the same inputs again changes nothing.
@@ -73,7 +73,7 @@ def merge(
     if match not in ("embeddings", "terms"):
         raise RequestError(f"--match must be embeddings or terms. Got {match!r} instead.")
     began = time.monotonic()
-    opened = [_open(str(text)) for text in inputs]
+    opened = [_open(*given) if isinstance(given, tuple) else _given(str(given)) for given in inputs]
     if not opened:
         raise RequestError("merge must be given at least one store.")
     union = federate.unite([_named(i, "site_topics") for i in opened], [_named(i, "pilots") for i in opened])
@@ -93,8 +93,11 @@ def merge(
     with target.lock("merge"):
         last = target.snapshots()
         nothing = bool(last) and says(target.unit_version("generations", "generation"), fp)
+        gone: list[str] = []
         if not nothing:
-            _write(target, federation, fp, terms=terms, spaces=union.spaces, match=match)
+            given, gone = labels.carried(target, federation.merged.keys)
+            federation = federate.renamed(federation, given)
+            _write(target, federation, fp, given, terms=terms, spaces=union.spaces, match=match)
         conflicts, sites = federate.labels(federation)[1], federate.by_site(federation)
         summary = {
             "documents": int(sum(union.rows["size"].to_pylist())),
@@ -114,12 +117,13 @@ def merge(
                     "topics": len(e["shared"]) + len(e["only_here"]),
                     "shared": len(e["shared"]),
                 }
-                for e in federate.by_site(federation)
+                for e in sites
             ],
             "merged": True,
         }
         configuration = _configuration(opened, union.spaces).to_dict()
         snapshot = target.publish(configuration=configuration, summary=summary, unit_fingerprint=fp)
+        target.pin(snapshot.generation)
     return {
         "store": target.uri,
         "generation": snapshot.generation,
@@ -127,6 +131,7 @@ def merge(
         **summary,
         "names": dict(zip(*(target.read("topics")[column].to_pylist() for column in ("topic_id", "label")), strict=True)),
         "label_conflicts": dict(sorted(conflicts.items())),
+        "names_gone": gone,
         "by_site": sites,
         "seconds": round(time.monotonic() - began, 3),
     }
@@ -163,13 +168,16 @@ def describe(found: Mapping[str, Any]) -> str:
                 lines.append(f"  {kind:<9} ... and {len(leaves) - SHOWN:,} more (all are in the table topic_lineage)")
     for topic, lost in found["label_conflicts"].items():
         lines.append(f"\nTopic {topic} is called {found['names'][topic]!r}; other sites call it {', '.join(map(repr, lost))}")
+    lines += [f"\nThe topic that was named {label!r} here is gone" for label in found["names_gone"]]
     return "\n".join(lines)
 
 
-def _open(text: str) -> Input:
+def _given(text: str) -> Input:
     label, sep, path = text.partition("=")
-    if not sep or Path(text).exists():
-        label, path = "", text
+    return _open("", text) if not sep or Path(text).exists() else _open(label, path)
+
+
+def _open(label: str, path: str | Path) -> Input:
     store = Store(path)
     return Input(label or store.path.name, store, store.pin())
 
@@ -208,10 +216,21 @@ def _configuration(opened: Sequence[Input], spaces: Mapping[str, str]) -> Config
     first = min(configs, key=lambda config: repr(config.embedding))
     if len(spaces) > 1:
         return Config(terms=min((c.terms for c in configs), key=repr))
-    return Config(embedding=first.embedding, terms=min((c.terms for c in configs), key=repr))
+    # vectors that came with the documents: no model can embed others
+    given = InputConfig(embedding_column=first.input.embedding_column)
+    return Config(input=given, embedding=first.embedding, terms=min((c.terms for c in configs), key=repr))
 
 
-def _write(target: Store, found: federate.Federation, fp: str, *, terms: TermsConfig, spaces: Mapping[str, str], match: Match) -> None:
+def _write(
+    target: Store,
+    found: federate.Federation,
+    fp: str,
+    given: Mapping[int, str],
+    *,
+    terms: TermsConfig,
+    spaces: Mapping[str, str],
+    match: Match,
+) -> None:
     rows = found.union.rows
     target.create_table("topic_terms")
 
@@ -224,9 +243,10 @@ def _write(target: Store, found: federate.Federation, fp: str, *, terms: TermsCo
     put("topic_terms", weighted)
     words = {topic: [term for term, _ in best] for topic, best in top_terms(weighted.to_batches(), terms.top_n_words).items()}
     names, conflicts = federate.labels(found)
+    names |= given  # the outliers' too
     put("topics", _topics(found, words, names, one_space=len(spaces) == 1))
     put("topic_lineage", _lineage(found))
-    put("topic_labels", _labels(found, words, names, conflicts))
+    put("topic_labels", _labels(found, words, names, conflicts, given))
 
 
 def _topics(found: federate.Federation, words: Mapping[int, list[str]], names: Mapping[int, str], *, one_space: bool) -> pa.Table:
@@ -272,13 +292,19 @@ def _lineage(found: federate.Federation) -> pa.Table:
 
 
 def _labels(
-    found: federate.Federation, words: Mapping[int, list[str]], names: Mapping[int, str], conflicts: Mapping[int, list[str]]
+    found: federate.Federation,
+    words: Mapping[int, list[str]],
+    names: Mapping[int, str],
+    conflicts: Mapping[int, list[str]],
+    given: Mapping[int, str],
 ) -> pa.Table:
     described: list[dict[str, Any]] = []
     for topic in sorted(set(map(int, found.topics))):
         terms = words.get(topic, [])
         described.append({"topic_id": topic, "aspect": "ctfidf", "label": name(topic, terms), "terms": terms, "status": "ok", "detail": ""})
-        if topic in names:
+        if topic in given:
+            described.append(labels.label_row(topic, given[topic]))
+        elif topic in names:
             others = conflicts.get(topic, [])
             detail = f"other sites call it: {'; '.join(others)}" if others else ""
             described.append({"topic_id": topic, "aspect": "manual", "label": names[topic], "terms": [], "status": "ok", "detail": detail})

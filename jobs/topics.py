@@ -34,5 +34,7 @@ def describe(rows: list[dict[str, Any]]) -> str:
     lines = [f"{'topic':>6}  {'documents':>9}  {'share':>6}  keywords"]
     for row in rows:
         words = ", ".join(row["keywords"]) or "-"
+        if row["label"] and not row["label"].startswith(f"{row['topic_id']}_"):
+            words = f"{row['label']}: {words}"  # a name someone gave it
         lines.append(f"{row['topic_id']:>6}  {row['size']:>9,}  {row['share']:>6.1%}  {words}")
     return "\n".join(lines)

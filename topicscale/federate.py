@@ -12,8 +12,8 @@ What makes the outcome independent of order, grouping and repetition:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 from topicscale.calibrate import Pilot, combine
 from topicscale.cluster import Float64, Int64
 from topicscale.errors import RequestError
+from topicscale.labels import one_line, relabelled
 from topicscale.leaf_terms import hashed, reconciled
 from topicscale.merge import Leaves, Merged, leaf_key, merge
 from topicscale.tables import OUTLIER, TABLES
@@ -87,6 +88,9 @@ def unite(site_topics: Sequence[pa.Table], pilots: Sequence[pa.Table]) -> Union:
         fullest[site] = min(least, fullest.get(site, least))
     sites, least = rows["site_id"].to_pylist(), rows["min_documents"].to_pylist()
     rows = rows.filter(pa.array([fullest[s] == m for s, m in zip(sites, least, strict=True)], pa.bool_()))
+    for column in ("site", "label"):  # other people's text: it is shown in terminals and pages
+        shown = pa.array([one_line(text) for text in rows[column].to_pylist()], pa.string())
+        rows = rows.set_column(rows.schema.get_field_index(column), column, shown)
     rows, keys = _distinct_leaves(rows)
     spaces = dict(sorted(set(zip(rows["embedding_space"].to_pylist(), rows["embedding_model"].to_pylist(), strict=True))))
     return Union(rows, keys, _distinct_pilots(found), spaces)
@@ -158,6 +162,12 @@ def labels(federation: Federation) -> tuple[dict[int, str], dict[int, list[str]]
             of[label] = of.get(label, 0) + size
     ranked = {topic: sorted(of, key=lambda name: (-of[name], name)) for topic, of in votes.items()}
     return {topic: names[0] for topic, names in ranked.items()}, {topic: names[1:] for topic, names in ranked.items() if names[1:]}
+
+
+def renamed(federation: Federation, names: Mapping[int, str]) -> Federation:
+    """Return the same topics, the leaves of some of them (by topic id) under the names given to these topics."""
+    rows = relabelled(federation.union.rows, [names.get(int(topic)) for topic in federation.topics])
+    return replace(federation, union=replace(federation.union, rows=rows))
 
 
 def by_site(federation: Federation) -> list[dict[str, Any]]:

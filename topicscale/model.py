@@ -19,6 +19,7 @@ from topicscale import documents as inputs
 from topicscale import submodels
 from topicscale.config import Config, load
 from topicscale.errors import JobFailed, ModelError, RequestError, StoreError
+from topicscale.labels import LABEL_COLUMNS, held, set_labels
 from topicscale.refine import assign
 from topicscale.store import Snapshot, Store
 from topicscale.tables import OUTLIER
@@ -74,6 +75,8 @@ class TopicModel:
         Cosine to the topic's reference vector; 0 for outliers.
     topic_sizes_, topic_labels_ : dict
         By topic id.
+    custom_labels_ : list of str or None
+        Names in the order of topic ids, once a topic was named by hand.
     topic_embeddings_ : ndarray of float32, shape (k, d)
         Reference vectors in the order of topic ids, the outliers' mean first if there are outliers.
 
@@ -253,12 +256,14 @@ class TopicModel:
         self._snapshot = snapshot
         self._reader = Store(self.store)
         self._reader.pin(snapshot.generation)
-        for name in ("_topics", "_terms", "_assignments", "topics_", "probabilities_", "_references"):
+        for name in ("_topics", "_terms", "_named", "_assignments", "topics_", "probabilities_", "_references"):
             self.__dict__.pop(name, None)
 
-    def _fitted(self) -> Store:
+    def _fitted(self, *, documents: bool = False) -> Store:
         if self._snapshot is None:
             raise StoreError("This model is not fitted. Call fit_transform, or TopicModel.load(store).")
+        if documents:
+            self._reader.check_documents()
         return self._reader
 
     # -- results ---------------------------------------------------------------------------------------------------
@@ -293,6 +298,7 @@ class TopicModel:
         return self._in_order("probability", 0.0).astype(np.float32)
 
     def _in_order(self, column: str, missing: float) -> npt.NDArray[Any]:
+        self._fitted(documents=True)
         values: npt.NDArray[Any] = self._assignments[column].to_numpy()
         if self._positions is None:
             return values
@@ -323,13 +329,16 @@ class TopicModel:
 
     @property
     def topic_embeddings_(self) -> Float32:
-        """Reference vectors, in the order of topic ids."""
+        """Reference vectors, in the order of topic ids. Topics matched by words over two embedding models have none: shape (k, 0)."""
         return (
             np.stack(self._topics["reference_vector"].to_list()).astype(np.float32) if len(self._topics) else np.zeros((0, 0), np.float32)
         )
 
     def get_topic_info(self, topic: int | None = None) -> pd.DataFrame:
-        """Return topics (or one) with Topic, Count, Name, Representation and Representative_Docs."""
+        """Return topics (or one) with Topic, Count, Name, Representation and Representative_Docs.
+
+        Where topics were named by hand, CustomName follows Name, as BERTopic has it; here the two are the same.
+        """
         rows = self._topics
         info = pd.DataFrame(
             {
@@ -340,6 +349,8 @@ class TopicModel:
                 "Representative_Docs": [list(docs) for docs in rows["representative_docs"]],
             }
         ).reset_index(drop=True)
+        if self._named:
+            info.insert(3, "CustomName", info["Name"])
         return info if topic is None else info[info["Topic"] == topic].reset_index(drop=True)
 
     def get_topic(self, topic: int, full: bool = False) -> list[tuple[str, float]] | dict[str, list[tuple[str, float]]] | Literal[False]:
@@ -405,7 +416,7 @@ class TopicModel:
         The kept input columns follow, as ``..._input`` where they have the name of one of these. The whole corpus is read:
         for a large store query the tables instead.
         """
-        reader = self._fitted()
+        reader = self._fitted(documents=True)
         documents = reader.read("documents").drop_columns(["partition_id", "text_hash"]).to_pandas()
         documents = documents.sort_values("doc_id", ignore_index=True)
         # the kept columns stay out of it: one of them may be called topic_id
@@ -414,6 +425,8 @@ class TopicModel:
         info = pd.DataFrame({"Document": rows["text"], "Topic": topics})
         described = self._topics.reindex(topics.to_numpy())
         info["Name"] = described["label"].to_numpy()
+        if self._named:
+            info["CustomName"] = info["Name"]
         info["Representation"] = [list(words) if isinstance(words, (list, np.ndarray)) else [] for words in described["keywords"]]
         info["Top_n_words"] = [" - ".join(words) for words in info["Representation"]]
         info["Probability"] = rows["probability"].fillna(0.0).to_numpy()
@@ -422,6 +435,42 @@ class TopicModel:
         for name in kept:
             info[f"{name}_input" if name in info else name] = documents[name]
         return info
+
+    # -- names --------------------------------------------------------------------------------------------------------
+
+    def set_topic_labels(self, topic_labels: Mapping[int, str] | Sequence[str]) -> None:
+        """Name topics: in the store, for everyone who reads it. See :func:`topicscale.labels.set_labels`.
+
+        Names are kept with what the topics are made of: a run that only counts or shows their words anew, an update and a
+        merge of stores keep them. In a merged store they take the place of the sites' names.
+
+        Parameters
+        ----------
+        topic_labels : dict of int to str, or list of str
+            By topic id, which leaves other topics as they are; or for all topics in the order of their ids, the outliers'
+            first if there are outliers. A name is one line of at most 200 characters; an empty one is removed.
+
+        Raises
+        ------
+        RequestError
+            A topic is unknown, or a name is not as it must be. Nothing was written.
+        StoreError
+            The store is in use, or holds a newer generation than this model shows.
+        """
+        self._fitted()
+        assert self._snapshot is not None
+        self._open(set_labels(Store(self.store), topic_labels, generation=self._snapshot.generation))
+
+    @property
+    def custom_labels_(self) -> list[str] | None:
+        """Names of all topics in the order of their ids, as BERTopic has it; None while no topic was named by hand."""
+        return list(self.topic_labels_.values()) if self._named else None
+
+    @cached_property
+    def _named(self) -> bool:
+        reader = self._fitted()
+        assert self._snapshot is not None
+        return "topic_labels" in self._snapshot.versions and bool(held(reader.read("topic_labels", LABEL_COLUMNS).to_pylist()))
 
     # -- new documents ---------------------------------------------------------------------------------------------
 
@@ -472,6 +521,11 @@ class TopicModel:
         if rows.empty:
             return np.zeros((0, 0), np.float32), np.zeros(0, np.float32), np.zeros(0, bool)
         vectors = np.stack(rows["reference_vector"].to_list()).astype(np.float32)
+        if vectors.shape[1] == 0:
+            raise StoreError(
+                f"The store {self.store!r} holds topics of more than one embedding model, matched by their words: they have no vectors to "
+                "compare documents with. Load a site's own store for that."
+            )
         return vectors, rows["cutoff"].to_numpy(np.float32), (rows["kind"] == "zeroshot").to_numpy(bool)
 
     @cached_property

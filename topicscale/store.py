@@ -331,14 +331,28 @@ class Store:
             commit_properties=CommitProperties(app_transactions=[Transaction(app, version)]),
         )
 
-    def amend(self, name: str, rows: pa.Table, *, stage: str) -> None:
-        """Replace all rows of an unpartitioned table, and let it count as what the stage wrote: a rerun finds nothing to redo."""
+    def amend(self, name: str, rows: pa.Table, *, stage: str, version: int | None = None) -> int:
+        """Replace all rows of an unpartitioned table, let it count as what the stage wrote, and return the table's new version.
+
+        A rerun finds nothing to redo.
+
+        Parameters
+        ----------
+        version : int, optional
+            The version that the rows were made of (default: the newest). Where a run that never finished has written
+            since, the rows count as those of this version, so that the run writes its own again.
+        """
         handle = self.table(name)
         app = unit_id(stage)
         previous = handle.transaction_version(app)
-        version = previous + (1 << _BITS) if previous is not None else next_version(None, ABSENT)
-        properties = CommitProperties(app_transactions=[Transaction(app, version)])
+        counted = previous if version is None else self.table(name, version=version).transaction_version(app)
+        if previous is None or counted is None:
+            following = next_version(previous, ABSENT)
+        else:
+            following = (((previous >> _BITS) + 1) << _BITS) | (counted & _MASK)
+        properties = CommitProperties(app_transactions=[Transaction(app, following)])
         write_deltalake(handle, rows.cast(TABLES[name].schema), mode="overwrite", commit_properties=properties)
+        return self.table(name).version()
 
     def create_table(self, name: str) -> None:
         """Make a table that Spark writes elsewhere, in a store that Spark never writes."""
@@ -360,8 +374,15 @@ class Store:
             for row in rows
         ]
 
-    def publish(self, *, configuration: Mapping[str, Any], summary: Mapping[str, Any], unit_fingerprint: str | None = None) -> Snapshot:
-        """Commit a generation that names the present version of every table. Idempotent for the same fingerprint.
+    def publish(
+        self,
+        *,
+        configuration: Mapping[str, Any],
+        summary: Mapping[str, Any],
+        unit_fingerprint: str | None = None,
+        versions: Mapping[str, int] | None = None,
+    ) -> Snapshot:
+        """Commit a generation that names the present version of every table, or those given. Idempotent for the same fingerprint.
 
         Without a fingerprint the generation counts as the one before it, amended: a rerun finds nothing to redo.
         """
@@ -374,12 +395,13 @@ class Store:
             version = next_version(previous, unit_fingerprint)
         else:
             version = previous + (1 << _BITS) if previous is not None else next_version(None, ABSENT)
-        versions = {name: v for name in TABLES if name not in ("generations", "runs") and (v := self.version(name)) is not None}
+        if versions is None:
+            versions = {name: v for name in TABLES if name not in ("generations", "runs") and (v := self.version(name)) is not None}
         number = max((s.generation for s in self.snapshots()), default=0) + 1
         at = datetime.now(UTC)
         row = {
             "generation": number,
-            "versions": json.dumps(versions),
+            "versions": json.dumps(dict(versions)),
             "configuration": json.dumps(configuration),
             "summary": json.dumps(summary),
             "at": at,
@@ -421,6 +443,21 @@ class Store:
                 return snapshot
         known = ", ".join(str(s.generation) for s in snapshots)
         raise StoreError(f"The store {self.uri!r} has no generation {generation}. It has {known}.")
+
+    @property
+    def pinned(self) -> Snapshot | None:
+        """The generation that this object reads; None while it reads the newest version of every table."""
+        return self._pinned
+
+    def check_documents(self) -> None:
+        """Raise StoreError when the pinned generation holds topics without the documents they were found in."""
+        pinned = self._pinned if self._pinned is not None else self.pin()
+        if "documents" not in pinned.versions:
+            merged = bool(pinned.summary.get("merged"))
+            raise StoreError(
+                f"The store {self.uri!r} holds {'merged topics' if merged else 'topics'} and no documents. What is about documents is "
+                f"in {'the stores of the sites' if merged else 'the store'} that the topics came from."
+            )
 
     # -- the lock ------------------------------------------------------------------------------------------------
 

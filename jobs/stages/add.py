@@ -17,6 +17,7 @@ from jobs.stages import publish
 from jobs.stages.refine import Topics
 from jobs.stages.zeroshot import Names, key_of
 from ray_actors.parts import to_matrix
+from topicscale import labels as naming
 from topicscale.cluster import unit
 from topicscale.federate import vector_sums
 from topicscale.merge import leaf_key, topic_key
@@ -48,6 +49,8 @@ def read_base(job: Job, base: Snapshot) -> Base:
     found = [row for row in rows if row["topic_id"] != OUTLIER]
     vectors = to_matrix(table.filter(pc.not_equal(table["topic_id"], OUTLIER))["reference_vector"])
     sites = job.store.read("site_topics", version=base.versions["site_topics"])
+    labels = job.store.read("topic_labels", ["topic_id", "aspect", "label"], version=base.versions["topic_labels"]).to_pylist()
+    given = {row["topic_id"]: row["label"] for row in labels if row["aspect"] == "zeroshot"}  # a hand-set name may hide it
     present = [row["topic_id"] for row in rows if row["size"] > 0]  # in this order publish writes the leaves
     matrix = vector_sums(sites)
     sums = np.zeros((len(found) + 1, matrix.shape[1]))
@@ -60,7 +63,7 @@ def read_base(job: Job, base: Snapshot) -> Base:
         np.array([row["cutoff"] for row in found], np.float32),
         counts[1:],
         np.full(len(found), -1, np.int64),
-        [row["label"] if row["kind"] == "zeroshot" else "" for row in found],
+        [given.get(row["topic_id"], row["label"]) if row["kind"] == "zeroshot" else "" for row in found],
     )
     return Base(rows, topics, Sums(counts, sums))
 
@@ -169,7 +172,8 @@ def publish_batch(
     keywords = top_terms(job.store.read_batches("topic_terms", ["topic_id", "term", "weight"]), job.config.terms.top_n_words)
     _write_topics(job, base, fp, before, found, total, keywords, nearest, texts)
     _write_lineage(job, base, fp, found, set(pids))
-    publish.write_sites(job, fp, found.topics, total, space)
+    names = naming.held(job.store.read("topic_labels", naming.LABEL_COLUMNS, version=base.versions["topic_labels"]).to_pylist())
+    publish.write_sites(job, fp, found.topics, total, space, names)
     job.whole("publish", fp, rows=number, seconds=time.monotonic() - began)
     return added
 

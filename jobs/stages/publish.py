@@ -17,6 +17,7 @@ from jobs.stages.cluster import sample
 from jobs.stages.refine import Topics, merge, read_local
 from ray_actors.parts import to_list_array
 from ray_actors.pool import Unit
+from topicscale import labels
 from topicscale.cluster import unit
 from topicscale.errors import JobFailed
 from topicscale.leaf_terms import term_maps, vocabulary
@@ -93,9 +94,12 @@ def publish(
     began = time.monotonic()
     texts = read_texts(job, nearest)
     keywords = top_terms(job.store.read_batches("topic_terms", ["topic_id", "term", "weight"]), job.config.terms.top_n_words)
-    _write_topics(job, fp, topics, sums, keywords, nearest, texts)
+    names, gone = labels.carried(job.store, topics.keys)
+    for label in gone:
+        job.ui.log("warning", f"publish: the topic that was named {label!r} is gone; generations before this one keep it")
+    _write_topics(job, fp, topics, sums, keywords, nearest, texts, names)
     _write_lineage(job, fp, topics, partitions=clustered, height=height)
-    write_sites(job, fp, topics, sums, space)
+    write_sites(job, fp, topics, sums, space, names)
     job.whole("publish", fp, rows=len(topics.keys), seconds=time.monotonic() - began)
     return fp
 
@@ -184,20 +188,24 @@ def _write_topics(
     keywords: Mapping[int, list[tuple[str, float]]],
     nearest: list[list[Nearest]],
     texts: Mapping[str, str],
+    names: Mapping[int, str],
 ) -> None:
     described: list[dict[str, Any]] = []
-    labels: list[dict[str, Any]] = []
+    told: list[dict[str, Any]] = []
     for topic in range(OUTLIER, len(topics.keys)):
         if topic == OUTLIER and sums.counts[0] == 0:
             continue
         words = [term for term, _ in keywords.get(topic, [])]
         shown = [] if topic == OUTLIER else [texts[doc_id] for _, doc_id, _, _ in nearest[topic] if doc_id in texts]
-        described.append(topic_row(topic, topics, sums, words, shown))
-        labels.append({"topic_id": topic, "aspect": "ctfidf", "label": name(topic, words), "terms": words, "status": "ok", "detail": ""})
-        labels += zeroshot_label(topic, topics)
+        row = topic_row(topic, topics, sums, words, shown)
+        described.append(row | {"label": names[topic]} if topic in names else row)
+        told.append({"topic_id": topic, "aspect": "ctfidf", "label": name(topic, words), "terms": words, "status": "ok", "detail": ""})
+        told += zeroshot_label(topic, topics)
+        if topic in names:
+            told.append(labels.label_row(topic, names[topic]))
     job.store.replace("topics", pa.Table.from_pylist(described, schema=TABLES["topics"].schema), stage="publish", unit_fingerprint=fp)
     job.store.replace(
-        "topic_labels", pa.Table.from_pylist(labels, schema=TABLES["topic_labels"].schema), stage="publish", unit_fingerprint=fp
+        "topic_labels", pa.Table.from_pylist(told, schema=TABLES["topic_labels"].schema), stage="publish", unit_fingerprint=fp
     )
 
 
@@ -249,8 +257,8 @@ def _write_lineage(job: Job, fp: str, topics: Topics, *, partitions: int, height
     job.store.replace("topic_lineage", lineage, stage="publish", unit_fingerprint=fp)
 
 
-def write_sites(job: Job, fp: str, topics: Topics, sums: Sums, space: str) -> None:
-    """Write the leaves that merging stores reads: exact sums of what was assigned, outliers included, no text."""
+def write_sites(job: Job, fp: str, topics: Topics, sums: Sums, space: str, names: Mapping[int, str]) -> None:
+    """Write the leaves that merging stores reads: exact sums of what was assigned, outliers included, no text but given names."""
     present = [t for t in range(OUTLIER, len(topics.keys)) if sums.counts[t + 1] > 0]
     keys = [leaf_key(int(sums.counts[t + 1]), sums.vector_sums[t + 1]) for t in present]
     counts, documents = term_maps(job.store.read_batches("topic_terms", ["topic_id", "term", "count", "documents"]), present)
@@ -263,7 +271,7 @@ def write_sites(job: Job, fp: str, topics: Topics, sums: Sums, space: str) -> No
             "topic_key": pa.array(
                 ["outliers" if t == OUTLIER else topic_key([key]) for t, key in zip(present, keys, strict=True)], pa.string()
             ),
-            "label": pa.array(["" if t == OUTLIER else topics.names[t] for t in present], pa.string()),
+            "label": pa.array([names.get(t) or ("" if t == OUTLIER else topics.names[t]) for t in present], pa.string()),
             "size": pa.array([int(sums.counts[t + 1]) for t in present], pa.int64()),
             "vector_sum": to_list_array(vectors),
             "term_counts": counts,

@@ -1,0 +1,232 @@
+"""Names that people give to topics: checked, written as a generation of their own, kept when the tables are made again.
+
+A name is a row of ``topic_labels`` (aspect ``manual``), the ``label`` of its topic in ``topics``, and the ``label`` of the
+topic's leaves in ``site_topics``, so that it goes along when stores are merged.
+"""
+
+from __future__ import annotations
+
+import operator
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+from deltalake.exceptions import DeltaError
+
+from topicscale.errors import RequestError, StoreError
+from topicscale.sites import is_merged, topic_of_leaves
+from topicscale.store import Snapshot, Store
+from topicscale.tables import OUTLIER, TABLES
+from topicscale.terms import name
+
+ASPECT = "manual"
+LABEL_COLUMNS = ("topic_id", "aspect", "label")
+"""What :func:`held` reads."""
+HERE = "set in this store"
+"""The ``detail`` of names that were set here, and did not come from a site with its topics."""
+LONGEST = 200
+"""Characters of a name."""
+_WRITTEN = ("zeroshot", "llm")
+"""Aspects whose label names a topic that nobody named by hand."""
+_LOOK_BACK = 20
+_REFUSED = ("Cc", "Cs", "Zl", "Zp")
+_OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def check(labels: Mapping[int, str] | Sequence[str], topic_ids: Sequence[int]) -> dict[int, str]:
+    """Return names by topic, without space around them; an empty one is to be removed.
+
+    Parameters
+    ----------
+    labels : mapping of int to str, or sequence of str
+        A sequence has a name for every topic, in the order of ids, the outliers' first if there are outliers.
+    topic_ids : sequence of int
+        The topics there are, ascending.
+
+    Raises
+    ------
+    RequestError
+        A topic is unknown, or a name is no text, spans lines, holds control characters, or is too long.
+    """
+    if isinstance(labels, Mapping):
+        given = [(_topic_id(topic, topic_ids), label) for topic, label in labels.items()]
+    elif isinstance(labels, Sequence) and not isinstance(labels, (str, bytes)):
+        if len(labels) != len(topic_ids):
+            first = ", the outliers' first" if OUTLIER in topic_ids else ""
+            raise RequestError(
+                f"labels must hold a name for each of the {len(topic_ids)} topics in the order of their ids{first}. Got {len(labels)} "
+                "instead. Name some of them with a dict: {topic id: name}."
+            )
+        given = list(zip(topic_ids, labels, strict=True))
+    else:
+        raise RequestError(f"labels must be a dict of topic ids and names, or a list of names. Got {type(labels).__name__} instead.")
+    return {topic: _checked(topic, label) for topic, label in given}
+
+
+def set_labels(store: Store, labels: Mapping[int, str] | Sequence[str], *, generation: int) -> Snapshot:
+    """Write names of topics and return the generation that has them; names that are there already make no new one.
+
+    Every other table stays as it is, and counts as what it was: a finished run that is started again does nothing.
+
+    Parameters
+    ----------
+    store : Store
+        Pinned to its newest generation by this function.
+    labels : mapping or sequence
+        See :func:`check`. Topics that are not named keep their names.
+    generation : int
+        The generation whose topics the ids mean.
+
+    Raises
+    ------
+    RequestError
+        See :func:`check`; nothing was written.
+    StoreError
+        The store is in use, or has a newer generation.
+    """
+    with store.lock("set_topic_labels"):
+        base = store.pin()
+        if base.generation != generation:
+            raise StoreError(
+                f"The store {store.uri!r} has moved on from generation {generation} to {base.generation}, where ids may mean other "
+                "topics. Load it again, and look at its topics before you name them."
+            )
+        topics = store.read("topics").sort_by("topic_id")
+        wanted = check(labels, topics["topic_id"].to_pylist())
+        rows = store.read("topic_labels").to_pylist()
+        before = held(rows)
+        after = {topic: label for topic, label in (before | wanted).items() if label}
+        if after == before:
+            return base
+        changed = {topic for topic in wanted if after.get(topic) != before.get(topic)}
+        written = _written(rows)
+        described = topics.to_pylist()
+        for row in described:
+            topic = row["topic_id"]
+            if topic in changed:
+                row["label"] = after.get(topic) or written.get(topic) or name(topic, row["keywords"] or [])
+        leaves = _named_leaves(store, topics, {topic: after.get(topic) or written.get(topic, "") for topic in changed})
+        kept = [row for row in rows if row["aspect"] != ASPECT or row["topic_id"] not in changed]
+        kept += [label_row(topic, after[topic]) for topic in sorted(changed) if topic in after]
+        stage = "merge" if is_merged(base) else "publish"
+        contents = {
+            "topic_labels": pa.Table.from_pylist(kept, schema=TABLES["topic_labels"].schema),
+            "topics": pa.Table.from_pylist(described, schema=TABLES["topics"].schema),
+            "site_topics": leaves,
+        }
+        # the other tables as this generation has them: a run that never finished may have written since
+        versions = dict(base.versions)
+        for table, content in contents.items():
+            versions[table] = store.amend(table, content, stage=stage, version=base.versions[table])
+        return store.publish(configuration=base.configuration, summary=base.summary, versions=versions)
+
+
+def held(rows: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    """Return the hand-set names by topic, from the rows of ``topic_labels``."""
+    return {row["topic_id"]: row["label"] for row in rows if row["aspect"] == ASPECT and row["label"]}
+
+
+def label_row(topic: int, label: str) -> dict[str, Any]:
+    """Return the row of ``topic_labels`` for a name that was set here."""
+    return {"topic_id": topic, "aspect": ASPECT, "label": label, "terms": [], "status": "ok", "detail": HERE}
+
+
+def one_line(text: str | None) -> str:
+    """Return other people's text as a name may be: one line, no control characters (U+FFFD in their place), not too long."""
+    line = " ".join((text or "")[: 8 * LONGEST].split())
+    return "".join("\ufffd" if _refused(c) else c for c in line)[:LONGEST].rstrip()
+
+
+def carried(store: Store, keys: Sequence[str]) -> tuple[dict[int, str], list[str]]:
+    """Return the names that topics had, for tables that are made again, and those whose topics are gone.
+
+    A topic is known by what it is made of (``topic_key``). The newest generation that has it says what it is called, so
+    that names come back with a topic that was gone for a while. Only finished generations are read: killed and started
+    again, a run carries over the same.
+
+    Parameters
+    ----------
+    keys : sequence of str
+        ``topic_key`` of the new topics, in the order of their ids from 0.
+
+    Returns
+    -------
+    names : dict
+        By new topic id; the outliers keep theirs.
+    gone : list of str
+        Names of the newest generation that no new topic has.
+    """
+    position = {"": OUTLIER} | {key: topic for topic, key in enumerate(keys)}
+    names: dict[int, str] = {}
+    gone: list[str] = []
+    known: set[str] = set()
+    looked: set[tuple[int, int]] = set()
+    for number, snapshot in enumerate(reversed(store.snapshots())):
+        versions = snapshot.versions.get("topics", -1), snapshot.versions.get("topic_labels", -1)
+        if versions in looked or min(versions) < 0:
+            continue
+        if len(looked) == _LOOK_BACK:
+            break
+        looked.add(versions)
+        try:
+            rows = store.read("topics", ["topic_id", "topic_key"], version=versions[0]).to_pylist()
+            labels = store.read("topic_labels", version=versions[1]).to_pylist()
+        except (OSError, DeltaError, StoreError):
+            break  # its files were cleaned away
+        set_here = held([row for row in labels if row["detail"] == HERE])
+        for row in rows:
+            topic, key = row["topic_id"], row["topic_key"]
+            if topic in set_here and key not in known and key in position:
+                names[position[key]] = set_here[topic]
+            if topic in set_here and key not in position and number == 0:
+                gone.append(set_here[topic])
+        known |= {row["topic_key"] for row in rows}
+    return names, sorted(gone)
+
+
+def relabelled(site_topics: pa.Table, names: Sequence[str | None]) -> pa.Table:
+    """Return leaves with new labels, in place; None leaves one as it is."""
+    before = site_topics["label"].to_pylist()
+    labels = pa.array([old if new is None else new for old, new in zip(before, names, strict=True)], pa.string())
+    return site_topics.set_column(site_topics.schema.get_field_index("label"), "label", labels)
+
+
+def _named_leaves(store: Store, topics: pa.Table, names: Mapping[int, str]) -> pa.Table:
+    return relabelled(store.read("site_topics"), [names.get(topic) for topic in topic_of_leaves(store, topics)])
+
+
+def _written(rows: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    """Return the names that topics have without anyone's hand."""
+    found = {(row["aspect"], row["topic_id"]): row["label"] for row in rows if row["status"] == "ok" and row["label"]}
+    return {topic: found[aspect, topic] for aspect in reversed(_WRITTEN) for kind, topic in found if kind == aspect}
+
+
+def _topic_id(topic: Any, topic_ids: Sequence[int]) -> int:
+    try:
+        number = None if isinstance(topic, bool) else int(operator.index(topic))  # NumPy's integers too
+    except TypeError:
+        number = None
+    if number is None or number not in set(topic_ids):
+        held = f"{topic_ids[0]} to {topic_ids[-1]}" if topic_ids else "none"
+        raise RequestError(f"labels must name topics of this model by their ids ({held}). Got {topic!r} instead.")
+    return number
+
+
+def _refused(character: str) -> bool:
+    return unicodedata.category(character) in _REFUSED or character in _OVERRIDES
+
+
+def _checked(topic: int, label: Any) -> str:
+    if not isinstance(label, str):
+        raise RequestError(f"The name of topic {topic} must be a text. Got {type(label).__name__} instead. An empty one removes a name.")
+    text = label.strip(" ")
+    bad = next((c for c in text if _refused(c)), None)
+    if bad is not None:
+        raise RequestError(
+            f"The name of topic {topic} must be one line without control characters. Got U+{ord(bad):04X} in {label[:60]!r} instead. "
+            "Take it out."
+        )
+    if len(text) > LONGEST:
+        raise RequestError(f"The name of topic {topic} must have at most {LONGEST} characters. Got {len(text)} instead: {text[:60]!r}...")
+    return text
