@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from topicscale import documents as inputs
-from topicscale import submodels
+from topicscale import sites, submodels
 from topicscale.config import Config, load
 from topicscale.errors import JobFailed, ModelError, RequestError, StoreError
 from topicscale.labels import LABEL_COLUMNS, held, set_labels
@@ -436,7 +436,7 @@ class TopicModel:
             info[f"{name}_input" if name in info else name] = documents[name]
         return info
 
-    # -- names --------------------------------------------------------------------------------------------------------
+    # -- names, and topics of several stores -------------------------------------------------------------------------
 
     def set_topic_labels(self, topic_labels: Mapping[int, str] | Sequence[str]) -> None:
         """Name topics: in the store, for everyone who reads it. See :func:`topicscale.labels.set_labels`.
@@ -471,6 +471,100 @@ class TopicModel:
         reader = self._fitted()
         assert self._snapshot is not None
         return "topic_labels" in self._snapshot.versions and bool(held(reader.read("topic_labels", LABEL_COLUMNS).to_pylist()))
+
+    @classmethod
+    def merge(
+        cls,
+        models: Sequence[TopicModel | str | Path] | Mapping[str, TopicModel | str | Path],
+        *,
+        store: str | Path | None = None,
+        similarity: float | Literal["auto"] = "auto",
+        match: Literal["embeddings", "terms"] = "embeddings",
+    ) -> TopicModel:
+        """Return a model of the topics of several stores, without their documents. Their order changes nothing.
+
+        What ``topicscale merge`` does: every input is read at its store's newest generation.
+
+        Parameters
+        ----------
+        models : list of TopicModel, str or Path, or dict
+            Models or their stores. The keys of a dict name the sites; a store's folder does otherwise.
+        store : str or Path, optional
+            Where the merged topics are kept. Without one they are kept for as long as the object lives.
+        similarity : float or "auto", default="auto"
+            Topics are joined while their mean cosine is at least this; "auto" takes the granularity that the sites found
+            on their own documents.
+        match : {"embeddings", "terms"}, default="embeddings"
+            What topics are compared by. Models of different embedding models can only be matched by their terms, and the
+            merged model then has no vectors to transform documents with.
+
+        Raises
+        ------
+        RequestError, StoreError
+            See :func:`jobs.merge.merge`.
+        """
+        from jobs.merge import merge
+
+        pairs = [(name, model) for name, model in models.items()] if isinstance(models, Mapping) else [(None, model) for model in models]
+        found: list[str | tuple[str, str]] = []
+        for name, model in pairs:
+            if isinstance(model, TopicModel):
+                model._fitted()
+            path = str(model.store if isinstance(model, TopicModel) else model)
+            found.append(path if name is None else (name, path))
+        folder = None if store is not None else tempfile.TemporaryDirectory(prefix="topicscale-")
+        merged = folder.name if folder is not None else str(store)
+        merge(found, merged, similarity=similarity, match=match)
+        result = cls.load(merged)
+        if folder is not None:
+            weakref.finalize(result, folder.cleanup)
+        return result
+
+    @classmethod
+    def merge_models(
+        cls,
+        models: Sequence[TopicModel | str | Path] | Mapping[str, TopicModel | str | Path],
+        min_similarity: float | Literal["auto"] = "auto",
+        *,
+        store: str | Path | None = None,
+    ) -> TopicModel:
+        """Return a model of the topics of several: :meth:`merge` under BERTopic's name.
+
+        BERTopic keeps the first model's topics and appends those of the others that are less similar than
+        ``min_similarity`` to all of them. Here all topics are merged at once, whichever comes first.
+        """
+        return cls.merge(models, similarity=min_similarity, store=store)
+
+    def get_topics_per_site(self) -> pd.DataFrame:
+        """Return a merged model's topics at every site: which site has which, how large, and how similar.
+
+        Returns
+        -------
+        DataFrame
+            Site, Topic (-1: the site's outliers), Name, Count, Similarity (cosine of the site's topic to the merged one) and
+            Shared (whether other sites have it too), by site and topic.
+
+        Raises
+        ------
+        StoreError
+            The store holds no merged topics.
+        """
+        found = sites.leaves(self._fitted())
+        labels = self.topic_labels_
+        holders: dict[int, set[str]] = {}
+        for leaf in found:
+            holders.setdefault(leaf.topic_id, set()).add(leaf.site_id)
+        rows = sorted(found, key=lambda leaf: (leaf.site, leaf.site_id, leaf.topic_id, -leaf.size, leaf.topic_key))
+        return pd.DataFrame(
+            {
+                "Site": [leaf.site for leaf in rows],
+                "Topic": [leaf.topic_id for leaf in rows],
+                "Name": [labels[leaf.topic_id] for leaf in rows],
+                "Count": [leaf.size for leaf in rows],
+                "Similarity": [leaf.similarity for leaf in rows],
+                "Shared": [leaf.topic_id != OUTLIER and len(holders[leaf.topic_id]) > 1 for leaf in rows],
+            }
+        )
 
     # -- new documents ---------------------------------------------------------------------------------------------
 
