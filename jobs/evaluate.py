@@ -24,9 +24,12 @@ def evaluate(store: str, *, labels: str | None = None) -> dict[str, Any]:
     ------
     RequestError
         ``labels`` is no kept column.
+    StoreError
+        The store holds merged topics and no documents.
     """
     source = Store(store)
     snapshot = source.pin()
+    source.check_documents()
     columns = [f.name for f in source.table("documents", version=snapshot.versions["documents"]).to_pyarrow_dataset().schema]
     kept = [name for name in columns if name not in OWN]
     if labels is not None and labels not in kept:

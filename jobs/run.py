@@ -85,7 +85,10 @@ def run(config: Config, store: str, *, ui: Ui | None = None) -> Result:
         Too much of the input is bad, or no partition could be finished.
     """
     plan = validate(config)
-    return _run(config, Store(store, create=True), plan, ui=ui or Ui(), fitted_batches=0)
+    target = Store(store, create=True)
+    if (held := target.snapshots()) and "documents" not in held[-1].versions:
+        raise StoreError(f"The store {target.uri!r} holds topics that came without documents (a merge, an import). Name a new folder.")
+    return _run(config, target, plan, ui=ui or Ui(), fitted_batches=0)
 
 
 def fit(config: Config, store: str, *, ui: Ui | None = None, fitted_batches: int) -> Result:

@@ -64,6 +64,11 @@ def describe(found: dict[str, Any]) -> str:
             f"generation  {found['generation']}, {found['finished_at']:%Y-%m-%d %H:%M:%S} UTC: {summary['documents']:,} documents, "
             f"{summary['topics']:,} topics, {summary['outliers']:,} outliers"
         )
+    if found["summary"].get("merged"):
+        sites = found["summary"]["sites"]
+        lines.append(f"merged      from {len(sites):,} site{'s' * (len(sites) != 1)}, without their documents:")
+        lines += [f"  {s['site']}: {s['documents']:,} documents, {s['topics']:,} topics, {s['shared']:,} matched others'" for s in sites]
+        return "\n".join(lines)
     lines.append(f"documents   {found['documents']:,} in {found['partitions']:,} partition{'s' * (found['partitions'] != 1)}")
     quarantined = sum(found["quarantine"].values())
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in found["quarantine"].items())

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from topicscale.report import Aspect, DocumentMap, Lineage, QuarantinedRow, ReportData, Timing, Topic, build
+from topicscale.sites import Leaf, Site
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
@@ -355,3 +356,74 @@ def test_policy_stops_what_escaping_would_have_missed(page):
     assert refused == "refused"
     assert page.execute_script("return window.pwned") is None
     assert any("Content Security Policy" in entry["message"] for entry in page.get_log("browser"))
+
+
+def merged_report() -> ReportData:
+    """Five sites' topics, merged: no map, hostile names of sites and topics."""
+    names = [f"site {i} {ATTACK}" if i % 2 else f"site {i}" for i in range(5)]
+
+    def leaf(site: int, topic: int) -> Leaf:
+        return Leaf(names[site], f"id{site}", f"key{site}-{topic}", ATTACK if topic == 0 else "", 40 - topic, topic, 0.9)
+
+    sites = [
+        Site(f"id{i}", names[i], 125 + i, i, tuple(leaf(i, topic) for topic in range(3)), (leaf(i, 3 + i),) if i < 2 else ())
+        for i in range(5)
+    ]
+    topics = [Topic(i, 200 - 10 * i, ATTACK if i == 0 else f"Topic {i}", (f"word{i}",)) for i in range(5)]
+    return ReportData(
+        "Merged " + ATTACK,
+        datetime(2026, 11, 21, tzinfo=UTC),
+        topics,
+        sites=sites,
+        conflicts={0: [ATTACK, "Energy"]},
+        configuration="merge: {}",
+    )
+
+
+@pytest.fixture
+def merged(browser, tmp_path):
+    """The report of merged topics, freshly opened."""
+    path = tmp_path / "merged.html"
+    path.write_text(build(merged_report()), encoding="utf-8")
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 1280, "height": 800, "deviceScaleFactor": 1, "mobile": False})
+    browser.get_log("browser")
+    browser.get_log("performance")
+    browser.get(path.as_uri())
+    until(browser, "document.readyState === 'complete'")
+    return browser
+
+
+def test_merged_topics_open_quietly_and_hostile_sites_are_text(merged):
+    events = [json.loads(entry["message"])["message"] for entry in merged.get_log("performance")]
+    asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    assert [url for url in asked if not url.startswith("data:")] == [merged.current_url]
+    assert merged.get_log("browser") == []
+    assert merged.execute_script("return window.pwned === undefined && document.querySelectorAll('img, a[href^=javascript]').length === 0")
+    shown = [node.text for node in merged.find_elements("css selector", ".site summary")]
+    assert len(shown) == 5
+    assert "<img src=x onerror=" in shown[1]
+    assert "126 documents, 4 topics: 3 matched others', 1 found only here; 1 outlier" in shown[1]
+    assert "<img src=x onerror=" in merged.find_element("id", "conflicts").text
+
+
+def test_a_site_unfolds_to_its_topics(merged):
+    site = merged.find_elements("css selector", ".site")[1]
+    site.find_element("tag name", "summary").click()
+    until(merged, "document.querySelectorAll('.site[open]').length === 1")
+    rows = [row.text for row in site.find_elements("css selector", ".matched tbody tr")]
+    assert len(rows) == 3
+    assert "39 0.900 site 0, site 2, site 3" in rows[1]
+    assert [row.text for row in site.find_elements("css selector", ".alone tbody tr")] == ["Topic 4 36 0.900"]
+    # nothing sticks out sideways, on a phone neither
+    for width in (1280, 390):
+        screen = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+        merged.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        assert merged.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_search_and_rows_work_without_a_map(merged):
+    merged.find_element("id", "search").send_keys("word3")
+    assert rows(merged) == [3]
+    merged.find_element("css selector", "tr[data-id='3'] button").click()
+    assert opened(merged) == [3]
+    assert merged.get_log("browser") == []

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from topicscale.sites import Site
 from topicscale.tables import OUTLIER
 
 COLOURS = 10
@@ -120,6 +121,10 @@ class ReportData:
     """YAML."""
     timings: Sequence[Timing] = ()
     evaluation: Mapping[str, float] = field(default_factory=dict)
+    sites: Sequence[Site] = ()
+    """Of merged topics: what each site brought."""
+    conflicts: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    """Topic -> names that sites gave it and that it does not have."""
 
     @property
     def total(self) -> int:

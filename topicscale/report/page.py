@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from topicscale.report import sections
+from topicscale.report import sites as merged
 from topicscale.report.data import ReportData, Topic, anchors, colours, shorten
 from topicscale.tables import OUTLIER
 
@@ -63,12 +64,13 @@ def build(data: ReportData) -> str:
 def _below(data: ReportData, topics: Sequence[Topic], hue: Mapping[int, int]) -> str:
     """Return the sections under the map."""
     parts = [
+        merged.conflicts(data),
         sections.evaluation(data.evaluation),
         sections.timings(data.timings),
         sections.quarantine(data),
         sections.configuration(data.configuration),
     ]
-    return f'{sections.lineage(topics, data.lineage, hue)}<div class="more-sections">{"".join(parts)}</div>'
+    return f'{merged.sites(data, hue)}{sections.lineage(topics, data.lineage, hue)}<div class="more-sections">{"".join(parts)}</div>'
 
 
 def _points(data: ReportData, ids: Sequence[int]) -> tuple[dict[str, Any], dict[int, int]]:

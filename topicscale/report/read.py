@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
+from topicscale import sites
 from topicscale.report.data import HOVER_CHARS, Aspect, DocumentMap, Lineage, QuarantinedRow, ReportData, Timing, Topic, shorten
 from topicscale.report.page import MAX_POINTS
+from topicscale.store import Store
 from topicscale.tables import OUTLIER, PARTITION
 
 TITLES = ("title", "headline", "name", "subject")
@@ -59,11 +61,11 @@ def load(
         The store holds no finished run.
     """
     snapshot = store.pin(generation)
+    if "documents" not in snapshot.versions:
+        return _topics_alone(store, snapshot, title, evaluation or {})
     held = {name for name in snapshot.versions if store.has(name)}
     places = _map_rows(store) if "document_map" in held else {}
-    rows = sorted(
-        store.read("topics", _TOPIC_COLUMNS).to_pylist(), key=lambda row: (row["topic_id"] == OUTLIER, -row["size"], row["topic_id"])
-    )
+    rows = _topic_rows(store)
     examples = {str(doc) for row in rows for doc in (row["representative_docs"] or [])[:EXAMPLES]}
     hover, texts = _texts(store, snapshot, set(places), examples)
     shares: Counter[tuple[int, str]] = Counter()
@@ -108,6 +110,49 @@ def load(
         timings=_timings(store) if store.has("runs") else [],
         evaluation=_measures(evaluation or {}),
     )
+
+
+def _topic_rows(store: Reader) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = store.read("topics", _TOPIC_COLUMNS).to_pylist()
+    return sorted(rows, key=lambda row: (row["topic_id"] == OUTLIER, -row["size"], row["topic_id"]))
+
+
+def _topics_alone(store: Reader, snapshot: Any, title: str, evaluation: Mapping[str, Any]) -> ReportData:
+    """Return what a report shows of topics without their documents: merged ones, or those of an imported model."""
+    summary, at = snapshot.summary, snapshot.at or datetime.now(UTC)
+    merged = sites.is_merged(snapshot)
+    leaves = sites.leaves(cast(Store, store)) if merged else []
+    rows, aspects = _topic_rows(store), _aspects(store)
+    facts = {"Embedding": summary["model"]} if summary.get("model") else {}
+    how = {key: summary[key] for key in _MERGED if summary.get(key) is not None}
+    if merged:
+        facts["Matched by"] = "words" if summary.get("match") == "terms" else "embeddings"
+        facts |= {} if summary.get("exact_terms", True) else {"Term counts": "approximate"}
+    settings = {key: snapshot.configuration[key] for key in ("embedding", "terms") if key in snapshot.configuration}
+    return ReportData(
+        title=title,
+        generated=at if at.tzinfo else at.replace(tzinfo=UTC),
+        topics=[
+            Topic(
+                topic_id=row["topic_id"],
+                size=row["size"],
+                label=row["label"] or "",
+                keywords=tuple(row["keywords"] or ()),
+                examples=tuple(map(str, (row["representative_docs"] or [])[:EXAMPLES])),
+                aspects=aspects.get(row["topic_id"], {}),
+            )
+            for row in rows
+        ],
+        summary=facts,
+        configuration=yaml.safe_dump({**({"merge": how} if how else {}), **settings}, sort_keys=False, allow_unicode=True),
+        timings=_timings(store) if store.has("runs") else [],
+        evaluation=_measures(evaluation),
+        sites=sites.by_site(leaves),
+        conflicts=sites.conflicts(leaves, {row["topic_id"]: row["label"] for row in rows}),
+    )
+
+
+_MERGED = ("match", "similarity", "height", "min_documents", "exact_terms")
 
 
 def _measures(values: Mapping[str, Any]) -> dict[str, float]:

@@ -67,7 +67,8 @@ def standfirst(data: ReportData) -> str:
     """Return the sentence under the title."""
     topics = [t for t in data.topics if t.topic_id != OUTLIER]
     outliers = sum(t.size for t in data.topics if t.topic_id == OUTLIER)
-    text = f"{count(data.total, 'document')} in {count(len(topics), 'topic')}"
+    at = f" of {count(len(data.sites), 'site')}" if data.sites else ""
+    text = f"{count(data.total, 'document')}{at} in {count(len(topics), 'topic')}"
     if topics:
         largest = max(topics, key=lambda t: t.size)
         text += f"; the largest, <i>{escape(shorten(largest.name, 60))}</i>, holds {escape(share(largest.size, data.total))} of them"
@@ -129,7 +130,7 @@ def topic_table(topics: Sequence[Topic], hue: Mapping[int, int]) -> str:
 
 
 def _topic(row: int, topic: Topic, hue: Mapping[int, int], most: int) -> str:
-    colour = _class(topic.topic_id, hue)
+    colour = colour_class(topic.topic_id, hue)
     named = (not topic.label or topic.label.startswith(f"{topic.topic_id}_")) and topic.topic_id != OUTLIER
     words = topic.keywords[3:9] if named else topic.keywords[:6]
     others = " ".join(word for aspect in topic.aspects.values() for word in (aspect.label, *aspect.words))
@@ -188,7 +189,7 @@ def lineage(topics: Sequence[Topic], items: Sequence[Lineage], hue: Mapping[int,
         values = [row.get(name, 0) for name in shown]
         values += [size - sum(values)] if rest else []
         extra = ' class="more" hidden' if order >= MAX_ROWS else ""
-        name = f'<span class="swatch {_class(topic.topic_id, hue)}"></span>{escape(shorten(topic.name, 48))}'
+        name = f'<span class="swatch {colour_class(topic.topic_id, hue)}"></span>{escape(shorten(topic.name, 48))}'
         number_held = f"<td>{sum(n > 0 for n in row.values()):,}</td>" if rest else ""
         lines.append(f'<tr{extra}><th scope="row">{name}</th>{number_held}{_heat(values, size)}</tr>')
     more = (
@@ -240,11 +241,12 @@ def timings(items: Sequence[Timing]) -> str:
         rows += f'<td>{seconds(item.seconds)}</td><td class="wide-bar"><span class="bar" style="--w:{width:.1f}%"></span></td></tr>'
     return f"""<section id="timings"><h2>What it took</h2>
   <p>A stage's time is the sum over its units, which run side by side.</p>
-  <table class="plain-table"><thead><tr>{_heads("Stage", "Units", "Rows", "Time")}<td></td></tr></thead>
+  <table class="plain-table"><thead><tr>{heads("Stage", "Units", "Rows", "Time")}<td></td></tr></thead>
   <tbody>{rows}</tbody></table></section>"""
 
 
-def _heads(*names: str) -> str:
+def heads(*names: str) -> str:
+    """Return the head cells of a table of ours."""
     return "".join(f'<th scope="col">{name}</th>' for name in names)
 
 
@@ -276,7 +278,7 @@ def quarantine(data: ReportData) -> str:
     folded = f'<details><summary>Some of these rows</summary><ul class="rejected">{examples}</ul></details>' if examples else ""
     return f"""<section id="quarantine"><h2>What was left out</h2>
   <p>{count(refused, "row")} of {whole:,} could not be used.</p>
-  <table class="plain-table"><thead><tr>{_heads("Reason", "Rows", "Of the input")}</tr></thead><tbody>{counts}</tbody></table>
+  <table class="plain-table"><thead><tr>{heads("Reason", "Rows", "Of the input")}</tr></thead><tbody>{counts}</tbody></table>
   {folded}</section>"""
 
 
@@ -292,5 +294,6 @@ def configuration(text: str) -> str:
     return f'<section id="configuration"><h2>How it was made</h2>{folded}</section>'
 
 
-def _class(topic_id: int, hue: Mapping[int, int]) -> str:
+def colour_class(topic_id: int, hue: Mapping[int, int]) -> str:
+    """Return the class of a topic's colour."""
     return f"c{hue[topic_id]}" if topic_id in hue else "c-none"
