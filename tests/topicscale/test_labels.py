@@ -227,3 +227,25 @@ def test_hostile_names_of_other_sites_are_made_harmless(store, tmp_path) -> None
     assert "\x07" not in shown
     assert all(len(name) <= 200 for name in found["names"].values())
     assert one_line("a\tb\n\x1bc " + "d" * 300) == "a b \ufffdc " + "d" * 193
+
+
+def test_a_name_given_in_advance_comes_back_when_the_hand_set_one_goes(store) -> None:
+    rows = store.read("topic_labels").to_pylist()
+    rows.append({"topic_id": 1, "aspect": "zeroshot", "label": "Justice", "terms": [], "status": "ok", "detail": ""})
+    store.amend("topic_labels", pa.Table.from_pylist(rows, schema=TABLES["topic_labels"].schema), stage="publish")
+    store.publish(configuration=store.snapshots()[-1].configuration, summary={})
+    model = TopicModel.load(store.uri)
+    model.set_topic_labels({1: "Courts"})
+    model.set_topic_labels({1: ""})
+    assert model.topic_labels_[1] == "Justice"
+    assert labels(store, "site_topics") == ["", "", "Justice", ""]
+
+
+def test_generations_whose_files_were_cleaned_away_are_left_out(store) -> None:
+    model = TopicModel.load(store.uri)
+    model.set_topic_labels({0: "Energy"})
+    for table in ("topics", "topic_labels"):
+        store.table(table).vacuum(retention_hours=0, dry_run=False, enforce_retention_duration=False)
+    key = store.read("topics").to_pylist()[1]["topic_key"]
+    assert carried(store, ["another", key]) == ({1: "Energy"}, [])
+    assert carried(store, ["another"]) == ({}, ["Energy"])
