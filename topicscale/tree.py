@@ -126,7 +126,7 @@ def _all_joins(leaves: Leaves, criterion: Criterion, over: Over) -> _Joins:
         done.append(_Joins(joins.gaps, name[joins.first], name[joins.second]))
         group = _components(len(name), joins.first, joins.second)
         mean, mass = _means(rows, mass, group)
-        rows = mean.__getitem__
+        rows = _picker(mean)
         height = np.zeros(len(mass))
         np.maximum.at(height, group, top)
         np.maximum.at(height, group[joins.first], joins.gaps)
@@ -134,6 +134,10 @@ def _all_joins(leaves: Leaves, criterion: Criterion, over: Over) -> _Joins:
     joins = _rounds(rows(np.arange(len(name))), mass, top, criterion, over=over)
     done.append(_Joins(joins.gaps, name[joins.first], name[joins.second]))
     return _Joins(*(np.concatenate(parts) for parts in zip(*done, strict=True)))
+
+
+def _picker(mean: Float64) -> Rows:
+    return lambda index: mean[index]
 
 
 def _directions(leaves: Leaves) -> Int64:

@@ -50,7 +50,7 @@ def taken(store: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def vectors() -> np.ndarray:
-    return Embedder(config.EmbeddingConfig(dtype="float32")).encode(list(TEXTS.values())).vectors
+    return Embedder(config.EmbeddingConfig(dtype="float32"), threads=2).encode(list(TEXTS.values())).vectors
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +196,7 @@ def test_names_may_take_everything(tmp_path, spark, ray_layout) -> None:
     names = list(corpus.THEMES)
     rows = [row for row in ROWS if row[2] in names[:2]][:40]
     random = np.random.default_rng(0)
-    centres = Embedder(config.EmbeddingConfig(dtype="float32")).encode(names[:2]).vectors
+    centres = Embedder(config.EmbeddingConfig(dtype="float32"), threads=2).encode(names[:2]).vectors
     near = np.stack([centres[names.index(theme)] + 0.01 * random.normal(size=384) for _, _, theme in rows])
     model = TopicModel(min_topic_size=5, zeroshot_topic_list=names, config={"partition": {"number": 2}}, store=tmp_path / "store")
     topics, _ = model.fit_transform([text for _, text, _ in rows], near)
