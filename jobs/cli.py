@@ -1,4 +1,4 @@
-"""The command line: ``topicscale run | status | topics | report | evaluate | diff``.
+"""The command line: ``topicscale run | update | forget | merge | export | diff | status | topics | report | evaluate``.
 
 Results go to the standard output, everything else to the error stream. Exit codes: 0 done; 1 units failed, or too much
 of the input is bad; 2 the request is wrong; 130 interrupted (a store is left that the same command goes on with).

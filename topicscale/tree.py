@@ -116,9 +116,10 @@ def _all_joins(leaves: Leaves, criterion: Criterion, over: Over) -> _Joins:
     mass = np.bincount(same, weights=np.maximum(leaves.sizes, 1)) / max(int(leaves.sizes.sum()), 1)
     name, top = lead, np.zeros(len(lead))  # a leaf that stands for each cluster: its smallest
 
-    def rows(index: Int64) -> Float64:
+    def centroids(index: Int64) -> Float64:
         return unit(leaves.vector_sums[lead[index]])
 
+    rows: Rows = centroids
     while len(name) > SWITCH:
         joins = _in_cells(rows, mass, top, criterion, over)
         if len(joins.gaps) == 0:

@@ -110,7 +110,7 @@ def test_transform_on_embedded_texts_stays_within_the_stated_margin(finished) ->
     topics, probabilities = model.transform(texts)
     same = np.array(topics) == stored["topic_id"].to_numpy()
     assert np.abs(probabilities - stored["probability"].to_numpy())[same].max() < 0.01
-    assert same.mean() >= 0.95
+    assert same.mean() >= 0.99  # `benchmarks/margin.py` finds none of 1,500 moved
 
 
 def test_a_rerun_does_nothing(source, finished) -> None:
