@@ -73,11 +73,11 @@ def explained(base: Base) -> dict[str, Any]:
 
     A document is, when its cosine to the nearest topic is at most :data:`MARGIN` below that topic's mean. What is left is where
     new topics are looked for. Looking among outliers alone misses most of a topic that is near another; looking everywhere
-    finds no more, and keeps ten times as many local topics to be looked through with every batch .
+    finds no more, and keeps ten times as many local topics to be looked through with every batch.
     """
     counts, sums = base.sums.counts[1:], base.sums.vector_sums[1:]
     mean = np.linalg.norm(sums, axis=1) / np.maximum(counts, 1)  # the mean cosine of unit rows to their own centre
-    found = counts > 0
+    found = (counts > 0) & ~base.topics.named  # what names take is left out by itself
     return {"topics": base.topics.vectors[found], "limits": (mean - MARGIN)[found].astype(np.float32)}
 
 

@@ -106,7 +106,8 @@ def test_names_take_vectors_that_came_with_the_documents(partitions, vectors, be
     assert set(NAMES[:3]) < set(info["Name"])
     again, same = model.transform(list(TEXTS.values()), vectors)
     assert again == topics
-    assert same.tolist() == probabilities.tolist()
+    # unit rows that are divided by their length once more move in the last bit
+    np.testing.assert_allclose(same, probabilities, atol=1e-6)
 
 
 def test_named_and_found_topics_are_one_model(finished) -> None:
