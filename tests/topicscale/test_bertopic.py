@@ -151,7 +151,8 @@ def test_a_site_has_what_bertopic_showed(news, site) -> None:
         # among words of equal weight any may be the tenth
         np.testing.assert_allclose([w for _, w in site.get_topic(topic)], [w for _, w in model.get_topic(topic)], atol=1e-6)
         assert dict(site.get_topic(topic, full=True)["Short"]).keys() == {word for word, _ in model.topic_aspects_["Short"][topic] if word}
-    assert site.topics_ == []
+    with pytest.raises(StoreError, match="no documents"):
+        _ = site.topics_
 
 
 def test_term_counts_come_back_as_they_were(news, site) -> None:
