@@ -18,7 +18,7 @@ from topicscale import TopicModel
 from topicscale.bertopic.counts import documents_with, recover
 from topicscale.config import EmbeddingConfig
 from topicscale.ctfidf import average_terms, c_tf_idf, idf
-from topicscale.errors import ModelError, RequestError
+from topicscale.errors import ModelError, RequestError, StoreError
 from topicscale.models import embedding_space
 from topicscale.store import Store
 
