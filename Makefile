@@ -7,7 +7,7 @@ TEST_LIMIT ?= 70m
 TESTS ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults lint types check lock clean bench-setup bench-whole-job bench-memory bench-baselines bench-quality bench-embedding bench-updates bench
+.PHONY: help setup demo test test-faults lint types check lock clean bench-setup bench-whole-job bench-memory bench-baselines bench-quality bench-embedding bench-merge bench-federation bench-updates bench
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,10 +53,16 @@ bench-quality: bench-setup  ## topics over partitions against BERTopic's merge_m
 bench-embedding: setup  ## embedding speed against SentenceTransformer.encode
 	$(PY) -m benchmarks.embedding
 
+bench-merge: setup  ## merging 300,000 local topics of which the answer is known
+	$(PY) -m benchmarks.merge
+
+bench-federation: bench-setup  ## sites and partitions: what merging costs, against BERTopic.merge_models
+	$(PY) -m benchmarks.federation
+
 bench-updates: setup  ## 30 daily updates against one fit
 	$(PY) -m benchmarks.updates
 
-bench: bench-embedding bench-quality bench-baselines bench-memory bench-updates bench-whole-job  ## every benchmark, one after another
+bench: bench-embedding bench-quality bench-baselines bench-memory bench-merge bench-federation bench-updates bench-whole-job  ## every benchmark, one after another
 
 clean:  ## remove everything that make made
 	rm -rf .venv .venv-bertopic .venv.lock demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
