@@ -8,13 +8,17 @@ Time and memory of that grow with the square. So, while there are more than ``SW
 cells of neighbours (see ``topicscale/cells.py``), a tree is begun in each cell, and the lowest joins over all cells are
 done, until a quarter of the clusters is left or ``SWITCH``. The next division is of the clusters that are left, so its
 borders lie elsewhere; the last ``SWITCH`` clusters get the tree above them without any borders. What is approximate is
-below: two leaves on both sides of a border may meet somewhat later than they would. Whether there are divisions depends
+below: two leaves on both sides of a border may meet somewhat later than they would. In cells it is always the most
+similar clusters that are joined (average linkage), whatever their mass: by Ward's criterion small leaves that have no
+neighbour of theirs in the cell would join strangers, because their mass makes that cheap. Such joins get the heights
+that Ward's criterion gives them, and above them the tree is Ward's. Whether there are divisions depends
 on the number of distinct directions among the leaves, never on the machine.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -115,26 +119,62 @@ def _all_joins(leaves: Leaves, criterion: Criterion, over: Over) -> _Joins:
     # an empty leaf weighs next to nothing, but it has a place
     mass = np.bincount(same, weights=np.maximum(leaves.sizes, 1)) / max(int(leaves.sizes.sum()), 1)
     name, top = lead, np.zeros(len(lead))  # a leaf that stands for each cluster: its smallest
+    reach = top  # as top, in the measure that cells are joined by
 
     def centroids(index: Int64) -> Float64:
         return unit(leaves.vector_sums[lead[index]])
 
     rows: Rows = centroids
     while len(name) > SWITCH:
-        joins = _in_cells(rows, mass, top, criterion, over)
+        joins = _in_cells(rows, mass, reach, over)
         if len(joins.gaps) == 0:
             break
-        done.append(_Joins(joins.gaps, name[joins.first], name[joins.second]))
+        gaps = _ward_gaps(rows, mass, top, joins) if criterion == "ward" else joins.gaps
+        done.append(_Joins(gaps, name[joins.first], name[joins.second]))
         group = _components(len(name), joins.first, joins.second)
         mean, mass = _means(rows, mass, group)
         rows = _picker(mean)
-        height = np.zeros(len(mass))
-        np.maximum.at(height, group, top)
-        np.maximum.at(height, group[joins.first], joins.gaps)
-        name, top = name[np.unique(group, return_index=True)[1]], height
+        top, reach = _raised(top, group, joins.first, gaps), _raised(reach, group, joins.first, joins.gaps)
+        name = name[np.unique(group, return_index=True)[1]]
     joins = _rounds(rows(np.arange(len(name))), mass, top, criterion, over=over)
     done.append(_Joins(joins.gaps, name[joins.first], name[joins.second]))
     return _Joins(*(np.concatenate(parts) for parts in zip(*done, strict=True)))
+
+
+def _raised(top: Float64, group: Int64, joined: Int64, gaps: Float64) -> Float64:
+    """Return the greatest gap inside each group."""
+    height = np.zeros(int(group.max(initial=-1)) + 1)
+    np.maximum.at(height, group, top)
+    np.maximum.at(height, group[joined], gaps)
+    return height
+
+
+def _ward_gaps(rows: Rows, mass: Float64, top: Float64, joins: _Joins) -> Float64:
+    """Return what Ward's criterion says of given joins, each at least that of the joins beneath it."""
+    gaps = np.empty(len(joins.gaps))
+    group = _components(len(mass), joins.first, joins.second)[joins.first]
+    order = np.argsort(group, kind="stable")
+    for part in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
+        nodes = np.unique(np.concatenate([joins.first[part], joins.second[part]]))
+        mean, weight, height, root = rows(nodes), mass[nodes].tolist(), top[nodes].tolist(), list(range(len(nodes)))
+        sides = zip(np.searchsorted(nodes, joins.first[part]), np.searchsorted(nodes, joins.second[part]), strict=True)
+        for join, (a, b) in zip(part, sides, strict=True):
+            while root[a] != a:
+                a = root[a]
+            while root[b] != b:
+                b = root[b]
+            apart, both = mean[a] - mean[b], weight[a] + weight[b]
+            gap = _rounded(2.0 * weight[a] * weight[b] / both * float(apart @ apart))
+            gaps[join] = height[a] = max(gap, height[a], height[b])
+            mean[a] = (weight[a] * mean[a] + weight[b] * mean[b]) / both
+            weight[a], root[b] = both, a
+    return gaps
+
+
+def _rounded(value: float) -> float:
+    """Return a number in 30 bits, so that the last bits of a product, which differ between machines, decide nothing."""
+    fraction, exponent = math.frexp(value)
+    return math.ldexp(round(fraction * 2.0**30), exponent - 30)
 
 
 def _picker(mean: Float64) -> Rows:
@@ -152,13 +192,13 @@ def _directions(leaves: Leaves) -> Int64:
     return found
 
 
-def _in_cells(rows: Rows, mass: Float64, top: Float64, criterion: Criterion, over: Over) -> _Joins:
-    """Return the lowest joins within cells, in the order of their gaps."""
+def _in_cells(rows: Rows, mass: Float64, top: Float64, over: Over) -> _Joins:
+    """Return the joins of the most similar clusters within cells, in the order of their gaps."""
     n = len(mass)
 
     def joins(cell: Int64) -> _Joins:
         # a cell gives twice the joins that are wanted of all, because some cells are denser than others
-        gaps, first, second = _rounds(rows(cell), mass[cell], top[cell], criterion, until=len(cell) // (2 * SHRINK))
+        gaps, first, second = _rounds(rows(cell), mass[cell], top[cell], "average", until=len(cell) // (2 * SHRINK))
         return _Joins(gaps, cell[first], cell[second])
 
     gaps, first, second = (np.concatenate(p) for p in zip(*over(joins, divide(rows, np.arange(n), size=CELL, over=over)), strict=True))
