@@ -66,6 +66,7 @@ def forget(ids_file: str | Path, store: str | Path, *, ui: Ui | None = None) -> 
     asked = _read_ids(Path(ids_file))
     run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
     with target.lock(run_id, forgetting=True):
+        ingest.check_batches(target)
         pending = target.path / PENDING
         ids = sorted({*asked, *(json.loads(pending.read_text()) if pending.exists() else [])})
         reader = Store(store)

@@ -129,6 +129,7 @@ def _run(config: Config, target: Store, plan: inputs.InputPlan | None, *, ui: Ui
 
 
 def _stages(job: Job, plan: inputs.InputPlan | None, fitted_batches: int) -> Snapshot:
+    ingest.check_batches(job.store)
     partitions = ingest.read_partitions(job) if plan is None else _ingested(job, plan)
     rows = {p.partition_id: p.rows for p in partitions}
 

@@ -14,6 +14,7 @@ from spark.tables import load, table_uri
 from topicscale.config import Config
 from topicscale.errors import JobFailed
 from topicscale.inputs import InputPlan
+from topicscale.tables import batch_suffix
 
 _PRESENT, _CLASH = "_present", "_clash"
 
@@ -29,11 +30,6 @@ class BatchResult:
     partitions: tuple[ingest.PartitionInfo, ...]
     renamed: dict[str, str] = field(default_factory=dict)
     changed: dict[str, str] = field(default_factory=dict)
-
-
-def suffix(batch: int) -> str:
-    """Return how the ids of a batch's partitions end."""
-    return f"-b{batch:05d}"
 
 
 def add(
@@ -91,11 +87,11 @@ def add(
             )
         changed = dict(cleaned.changed)
         vectors = ["embedding"] if config.input.embedding_column else []
-        fresh = compared.where(~F.col(_PRESENT)).withColumn("partition_id", F.concat("partition_id", F.lit(suffix(batch))))
+        fresh = compared.where(~F.col(_PRESENT)).withColumn("partition_id", F.concat("partition_id", F.lit(batch_suffix(batch))))
         fresh = _fitted(fresh, held, ["doc_id", "partition_id", "text", "text_hash", *cleaned.kept, *vectors], changed)
         _replace(fresh, store_uri, "documents", batch)
         partitions = ingest.summarise(
-            spark, store_uri, partitioner, values, vectors=vectors, where=F.col("partition_id").endswith(suffix(batch))
+            spark, store_uri, partitioner, values, vectors=vectors, where=F.col("partition_id").endswith(batch_suffix(batch))
         )
         if (written := sum(p.rows for p in partitions)) != new:
             raise JobFailed(f"The input changed while it was read: {new} documents were counted and {written} written. Run it again.")
@@ -123,5 +119,5 @@ def _fitted(frame: DataFrame, held: DataFrame, columns: list[str], changed: dict
 
 
 def _replace(frame: DataFrame, store_uri: str, name: str, batch: int) -> None:
-    writer = frame.write.format("delta").mode("overwrite").option("replaceWhere", f"partition_id LIKE '%{suffix(batch)}'")
+    writer = frame.write.format("delta").mode("overwrite").option("replaceWhere", f"partition_id LIKE '%{batch_suffix(batch)}'")
     writer.save(table_uri(store_uri, name))

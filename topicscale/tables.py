@@ -22,6 +22,11 @@ OUTLIER = -1
 PARTITION = "partition_id"
 
 
+def batch_suffix(batch: int) -> str:
+    """Return how the ids of the partitions of a batch of `update` end; no other partition's does."""
+    return f"-b{batch:05d}"
+
+
 @dataclass(frozen=True)
 class TableSpec:
     """One table of the contract."""

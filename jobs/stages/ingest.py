@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 
 from jobs.job import Job, Partition
-from topicscale.errors import JobFailed
+from topicscale.errors import JobFailed, StoreError
 from topicscale.inputs import InputPlan
-from topicscale.store import next_version, says, unit_id
+from topicscale.store import Store, next_version, says, unit_id
+from topicscale.tables import PARTITION, batch_suffix
 
 TABLES = ("documents", "quarantine", "partitions")
 
@@ -62,6 +63,25 @@ def read_partitions(job: Job) -> list[Partition]:
     """Return the partitions that the store holds."""
     rows = job.store.read("partitions", ["partition_id", "value", "rows", "digest"]).sort_by("partition_id").to_pylist()
     return [Partition(**row) for row in rows]
+
+
+def check_batches(store: Store) -> None:
+    """Raise StoreError when an update was cut short: its documents are there, and are in no generation.
+
+    Taken for documents of the store, they would be counted as already present when the update is run again.
+    """
+    snapshots = store.snapshots()
+    if not snapshots or "documents" not in snapshots[-1].versions:
+        return
+    versions = snapshots[-1].versions
+    base = store.table("documents", version=versions["documents"])
+    held, now = ({row[PARTITION] for row in table.partitions()} for table in (base, store.table("documents")))
+    following = batch_suffix(max(store.read("batches", version=versions["batches"])["batch"].to_pylist(), default=0) + 1)
+    if any(pid.endswith(following) for pid in now - held):
+        raise StoreError(
+            f"An update of {store.uri!r} was cut short. Finish it first, by running it again, or another one, which takes its place: "
+            f"topicscale update --input ... --store {store.uri}"
+        )
 
 
 def _check_share(job: Job, documents: int) -> None:

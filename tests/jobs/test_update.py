@@ -253,6 +253,15 @@ def test_a_killed_update_ends_with_the_same_tables(base, inputs, tmp_path) -> No
         if process.poll() is None:
             process.kill()
     assert Store(killed).pin().generation == 1, "nothing of an unfinished batch is seen"
+    listed = tmp_path / "ids.txt"
+    listed.write_text(SPORT[0][0])
+    for other in (
+        lambda: refit(killed, ui=QUIET),
+        lambda: run(settings(inputs["old"]), str(killed), ui=QUIET),
+        lambda: forget(listed, killed, ui=QUIET),
+    ):
+        with pytest.raises(StoreError, match="cut short"):
+            other()
     update([str(inputs["sport"])], killed, ui=QUIET)
     assert contents(str(killed)) == contents(str(calm))
 
