@@ -1,4 +1,4 @@
-"""The command line: ``topicscale run | update | forget | merge | export | diff | status | topics | report | evaluate``.
+"""The command line: ``topicscale run | update | forget | label | merge | export | diff | status | topics | report | evaluate``.
 
 Results go to the standard output, everything else to the error stream. Exit codes: 0 done; 1 units failed, or too much
 of the input is bad; 2 the request is wrong; 130 interrupted (a store is left that the same command goes on with).
@@ -7,12 +7,15 @@ of the input is bad; 2 the request is wrong; 130 interrupted (a store is left th
 from __future__ import annotations
 
 import argparse
+import atexit
+import contextlib
 import dataclasses
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from topicscale.config import Config, load, presets
 from topicscale.errors import JobFailed, RequestError, StoreError, TopicscaleError
@@ -170,6 +173,28 @@ def _forget(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _label(options: argparse.Namespace) -> int:
+    from jobs.label import describe, label
+
+    topics = None
+    if options.topics is not None:
+        parts = [part.strip() for part in options.topics.split(",") if part.strip()]
+        if not parts or not all(part.isdecimal() for part in parts):
+            raise RequestError(f"--topics must be topic ids with commas between them. Got {options.topics!r} instead.")
+        topics = {int(part) for part in parts}
+    found = label(
+        options.store,
+        aspect=options.aspect,
+        topics=topics,
+        only_unlabelled=options.only_unlabelled,
+        file=options.config,
+        overrides=options.set,
+        ui=_ui(options),
+    )
+    print(json.dumps(found, indent=2, ensure_ascii=False) if options.json else describe(found))
+    return FAILED if found["fallback"] and not found["labelled"] else DONE
+
+
 def _merge(options: argparse.Namespace) -> int:
     from jobs.merge import describe, merge
 
@@ -286,6 +311,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     forget.add_argument("--ids", required=True, metavar="FILE", help="one doc_id a line")
     forget.add_argument("--quiet", action="store_true", help="warnings and errors only")
+    label = add(
+        "label",
+        _label,
+        "Describe the topics of a store: keywords that are like its documents (keybert), that are unlike each other (mmr), and labels by "
+        "a language model (llm). Asked again, only what is missing or changed is done.",
+    )
+    label.epilog = (
+        "examples:\n"
+        "  topicscale label --store news/\n"
+        "  topicscale label --store news/ --aspect llm --set llm.url=http://localhost:8000/v1 --set llm.model=my-model\n"
+        "  topicscale label --store news/ --aspect llm --config llama2 --topics 3,7"
+    )
+    label.add_argument("--aspect", metavar="NAME", help="one aspect of represent.aspects (default: all; without any keybert, mmr and llm)")
+    label.add_argument("--topics", metavar="N,N", help="only these topics")
+    label.add_argument("--only-unlabelled", action="store_true", help="leave out topics that have the aspect")
+    label.add_argument("--config", metavar="FILE", help=f"YAML file, or the name of a preset: {', '.join(presets())}")
+    label.add_argument(
+        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="represent.*, llm.* or ray.*, as YAML; may be repeated"
+    )
+    label.add_argument("--quiet", action="store_true", help="warnings and errors only")
     merge = add(
         "merge",
         _merge,
@@ -360,5 +405,22 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def entry() -> NoReturn:
+    """Run the command line and leave the process: what the command ``topicscale`` is.
+
+    Arrow's threads may still be letting go of Python objects when the interpreter is taken down. One that asks for the interpreter
+    then is ended by it, which C++ answers with SIGABRT, after the result was printed. So the interpreter is not taken down.
+    """
+    try:
+        code = main()
+    except SystemExit as left:  # argparse's
+        code = left.code if isinstance(left.code, int) else BAD_REQUEST
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a reader that has left
+            stream.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    entry()

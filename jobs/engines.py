@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray_actors import runtime
 from ray_actors.pool import Pool
+from ray_actors.runtime import Layout
 from topicscale.config import Config
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Engines:
         self._spark: SparkSession | None = None
         self._our_spark = self._our_ray = False
         self._pool: Pool | None = None
+        self._layout: Layout | None = None
         self._starting: threading.Thread | None = None
         self._started, self._ended = threading.Event(), threading.Event()
         self._error: BaseException | None = None
@@ -54,9 +56,24 @@ class Engines:
         self._started.wait()
         if self._error is not None:
             raise self._error
-        assert self._pool is not None
+        if self._pool is None:  # it was released
+            assert self._layout is not None
+            self._pool = self._made(self._layout)
         self._pool.wait()
         return self._pool
+
+    def release(self) -> None:
+        """Leave Ray running without workers, so that others can have their processors and memory. The next use starts new ones."""
+        self.begin()
+        self._started.wait()
+        if self._error is not None:
+            raise self._error
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def _made(self, layout: Layout) -> Pool:
+        return Pool(layout, attempts=self._config.ray.attempts, timeout=self._config.ray.timeout)
 
     def begin(self, **warm: Any) -> None:
         """Start Ray in the background; ``warm`` maps worker methods to the arguments to call them with at once."""
@@ -67,8 +84,8 @@ class Engines:
     def _start_ray(self, warm: dict[str, dict[str, Any]]) -> None:
         began = time.monotonic()
         try:
-            layout, self._our_ray = runtime.start(self._config.ray)
-            self._pool = Pool(layout, attempts=self._config.ray.attempts, timeout=self._config.ray.timeout)
+            self._layout, self._our_ray = runtime.start(self._config.ray)
+            self._pool = self._made(self._layout)
             for method, arguments in warm.items():
                 self._pool.warm(method, **arguments)
         except BaseException as error:

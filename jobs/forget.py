@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-import uuid
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.engines import Engines
-from jobs.job import Job
+from jobs.job import Job, new_run_id, opened
 from jobs.progress import Ui
 from jobs.stages import add, embed, ingest, publish
 from jobs.update import check
@@ -32,6 +29,8 @@ from topicscale.terms import name, top_terms
 
 PER_DOCUMENT = ("embeddings", "local_assignments", "assignments")
 REPRESENTATIVES = 3
+GIVEN = ("manual", "zeroshot")
+"""Aspects that were not made of documents."""
 
 
 def forget(ids_file: str | Path, store: str | Path, *, ui: Ui | None = None) -> dict[str, Any]:
@@ -61,10 +60,10 @@ def forget(ids_file: str | Path, store: str | Path, *, ui: Ui | None = None) -> 
     """
     ui = ui or Ui()
     began = time.monotonic()
-    target = Store(store)
-    check(target)
+    check(Store(store))
+    target = Store(store)  # not pinned: it reads what was just written
     asked = _read_ids(Path(ids_file))
-    run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
+    run_id = new_run_id()
     with target.lock(run_id, forgetting=True):
         ingest.check_batches(target)
         pending = target.path / PENDING
@@ -72,9 +71,7 @@ def forget(ids_file: str | Path, store: str | Path, *, ui: Ui | None = None) -> 
         reader = Store(store)
         base = reader.pin()
         config = Config.from_dict(base.configuration)
-        engines = Engines(config, rows=0)
-        job = Job(target, config, run_id, ui, engines, adds=True)
-        try:
+        with opened(target, config, run_id, ui, rows=0, adds=True) as job:
             gone = _find(reader, ids)
             if gone.num_rows or pending.exists():
                 temporary = pending.with_suffix(".part")
@@ -85,11 +82,6 @@ def forget(ids_file: str | Path, store: str | Path, *, ui: Ui | None = None) -> 
                 ui.log("stage", "forget: deleting old files")
                 target.forget_history()
                 pending.unlink()
-        finally:
-            try:
-                job.flush()
-            finally:
-                engines.close()
     found = set(gone["doc_id"].to_pylist())
     return {
         "store": target.uri,
@@ -162,7 +154,9 @@ def _remove(job: Job, reader: Store, base: Snapshot, gone: pa.Table, ids: list[s
     _write_topics(job, base, fp, before, left, removed, texts)
     _write_lineage(job, base, fp, set(partitions), lineage)
     _write_trends(job, base, fp, trends)
-    names = naming.held(job.store.read("topic_labels", naming.LABEL_COLUMNS, version=base.versions["topic_labels"]).to_pylist())
+    names = naming.names(job.store.read("topic_labels").to_pylist())
+    if job.store.has("answers"):  # a model's answers tell what its prompts held
+        job.store.table("answers").delete()
     publish.write_sites(job, fp, before.topics, left, base.summary["space"], names)
     placed = job.store.read("document_map", version=base.versions["document_map"])
     job.store.replace("document_map", placed.filter(pc.invert(_among(placed["doc_id"], ids))), stage="map", unit_fingerprint=fp)
@@ -221,7 +215,9 @@ def _among(column: pa.ChunkedArray, ids: list[str]) -> pa.ChunkedArray:
 def _write_topics(job: Job, base: Snapshot, fp: str, before: add.Base, left: Sums, removed: Sums, texts: set[str]) -> None:
     best = top_terms(job.store.read_batches("topic_terms", ["topic_id", "term", "weight"]), job.config.terms.top_n_words)
     labels = job.store.read("topic_labels", version=base.versions["topic_labels"]).to_pylist()
-    named = {row["topic_id"] for row in labels if row["aspect"] == "manual"}
+    # what was made of a topic's documents may hold a word that nobody else wrote: it goes, until it is made again
+    labels = [row for row in labels if row["aspect"] in GIVEN or not removed.counts[row["topic_id"] + 1]]
+    named = {row["topic_id"] for row in labels if row["aspect"] in GIVEN}
     rows = []
     for row in before.rows:
         topic = row["topic_id"]
@@ -230,8 +226,8 @@ def _write_topics(job: Job, base: Snapshot, fp: str, before: add.Base, left: Sum
             continue
         row = {**row, "size": int(left.counts[topic + 1]), "keywords": words}
         row["representative_docs"] = [text for text in row["representative_docs"] if text not in texts]
-        if removed.counts[topic + 1] and row["kind"] != "zeroshot" and topic not in named:
-            row["label"] = name(topic, words)  # the old one may hold a word that nobody else wrote
+        if removed.counts[topic + 1] and topic not in named:
+            row["label"] = name(topic, words)
         if topic == OUTLIER:
             row["reference_vector"] = publish.topic_row(OUTLIER, before.topics, left, [], [])["reference_vector"]
         rows.append(row)

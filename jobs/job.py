@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -22,7 +24,23 @@ from topicscale.store import Store, UnitWrite
 from topicscale.tables import TABLES
 
 CODE = dict.fromkeys(
-    ("ingest", "embed", "zeroshot", "cluster", "calibrate", "refine", "assign", "terms", "map", "publish", "batch", "add", "forget"), 1
+    (
+        "ingest",
+        "embed",
+        "zeroshot",
+        "cluster",
+        "calibrate",
+        "refine",
+        "assign",
+        "terms",
+        "map",
+        "publish",
+        "represent",
+        "batch",
+        "add",
+        "forget",
+    ),
+    1,
 )
 """Raised when a stage's code makes other rows of the same input, so that old results are not taken for new ones."""
 FLUSH_UNITS, FLUSH_SECONDS = 64, 3.0
@@ -37,6 +55,36 @@ class Partition:
     value: str | None
     rows: int
     digest: str
+
+
+def new_run_id() -> str:
+    """Return what a run goes by: when it began, and what tells it from another of that second."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
+
+
+@contextlib.contextmanager
+def opened(store: Store, config: Config, run_id: str, ui: Ui, *, rows: int | None = None, adds: bool = False) -> Iterator[Job]:
+    """Yield a job on a store; however it ends, its log is written and its engines are stopped.
+
+    Parameters
+    ----------
+    rows : int, optional
+        Documents that are read, where that is known: small jobs start Spark another way.
+    adds : bool
+        See :class:`Job`.
+    """
+    engines = Engines(config, rows=rows)
+    job = Job(store, config, run_id, ui, engines, adds=adds)
+    try:
+        yield job
+    except KeyboardInterrupt:
+        ui.log("warning", f"Interrupted. What is finished is kept: run the same command again to go on. (store {store.uri})")
+        raise
+    finally:
+        try:
+            job.flush()
+        finally:
+            engines.close()
 
 
 @dataclass

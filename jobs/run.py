@@ -6,15 +6,12 @@ Also what `spark-submit` and `ray job submit` start: ``python -m jobs.run`` take
 from __future__ import annotations
 
 import time
-import uuid
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
-from jobs.engines import Engines
-from jobs.job import Job, Partition
+from jobs.job import Job, Partition, new_run_id, opened
 from jobs.progress import Ui
-from jobs.stages import cluster, embed, ingest, publish, refine, zeroshot
+from jobs.stages import cluster, embed, ingest, publish, refine, represent, zeroshot
 from ray_actors import runtime
 from spark import session
 from topicscale import cluster as clustering
@@ -65,6 +62,7 @@ def _check(config: Config) -> None:
     runtime.local_plan(config.ray)
     if config.input.embedding_column is None or config.zeroshot.topics:  # names are embedded here, whoever embedded the documents
         models.check(config.embedding)
+    represent.check(config, represent.parse(config.represent.aspects))
 
 
 def run(config: Config, store: str, *, ui: Ui | None = None) -> Result:
@@ -99,22 +97,12 @@ def fit(config: Config, store: str, *, ui: Ui | None = None, fitted_batches: int
 
 def _run(config: Config, target: Store, plan: inputs.InputPlan | None, *, ui: Ui, fitted_batches: int) -> Result:
     began = time.monotonic()
-    run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
-    with target.lock(run_id):
-        engines = Engines(config, rows=plan.rows if plan is not None else None)
-        job = Job(target, config, run_id, ui, engines)
-        try:
-            snapshot = _stages(job, plan, fitted_batches)
-        except KeyboardInterrupt:
-            ui.log("warning", f"Interrupted. What is finished is kept: run the same command again to go on. (store {target.uri})")
-            raise
-        finally:
-            try:
-                job.flush()
-            finally:
-                engines.close()
+    run_id = new_run_id()
+    rows = plan.rows if plan is not None else None
+    with target.lock(run_id), opened(target, config, run_id, ui, rows=rows) as job:
+        snapshot = _stages(job, plan, fitted_batches)
     summary = snapshot.summary
-    seconds = {stage: round(value, 3) for stage, value in {**job.timings, **engines.seconds}.items()}
+    seconds = {stage: round(value, 3) for stage, value in {**job.timings, **job.engines.seconds}.items()}
     return Result(
         target.uri,
         run_id,
@@ -166,11 +154,12 @@ def _stages(job: Job, plan: inputs.InputPlan | None, fitted_batches: int) -> Sna
         "failed": job.failed,
         "fitted_batches": fitted_batches,
     }
-    return job.store.publish(
+    snapshot = job.store.publish(
         configuration=job.config.to_dict(),
         summary=summary,
         unit_fingerprint=job.print_of("publish", published, {stage: sorted(units) for stage, units in job.failed.items()}),
     )
+    return represent.configured(job, snapshot, published)
 
 
 def _ingested(job: Job, plan: inputs.InputPlan) -> list[Partition]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,11 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.engines import Engines
-from jobs.job import Job, Partition
+from jobs.job import Job, Partition, new_run_id, opened
 from jobs.progress import Ui
 from jobs.run import Result, fit, validate
-from jobs.stages import add, cluster, embed, refine, zeroshot
+from jobs.stages import add, cluster, embed, refine, represent, zeroshot
 from topicscale.config import Config, load
 from topicscale.errors import JobFailed, RequestError, StoreError
 from topicscale.store import Snapshot, Store, next_version, unit_id
@@ -53,7 +51,7 @@ def update(paths: Sequence[str], store: str | Path, *, overrides: Sequence[str] 
     for item in overrides:
         if not item.startswith("input."):
             raise RequestError(f"update can only change how the input is read (input.*). Got {item!r} instead. Use --refit for the rest.")
-    run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
+    run_id = new_run_id()
     with target.lock(run_id):
         base = target.pin()
         held = Config.from_dict(base.configuration)
@@ -63,16 +61,12 @@ def update(paths: Sequence[str], store: str | Path, *, overrides: Sequence[str] 
         reader, target = target, Store(store)  # the one reads the base generation, the other what is newest
         batches = reader.read("batches").to_pylist() if "batches" in base.versions else []
         number = max((row["batch"] for row in batches), default=0) + 1
-        engines = Engines(config, rows=plan.rows)
-        job = Job(target, config, run_id, ui, engines, adds=True)
-        fp = job.print_of("batch", number, plan.fingerprint, {**read, "paths": None})
-        try:
+        with opened(target, config, run_id, ui, rows=plan.rows, adds=True) as job:
+            fp = job.print_of("batch", number, plan.fingerprint, {**read, "paths": None})
             found = _batch(job, base, batches, number, plan, fp)
-        finally:
-            try:
-                job.flush()
-            finally:
-                engines.close()
+            if found["new_topics"] and (aspects := represent.parse(config.represent.aspects)):
+                snapshot = represent.represent(job, target.snapshots()[-1], aspects=aspects, only=found["new_topics"]).snapshot
+                found["generation"] = snapshot.generation
     return {**found, "store": target.uri, "run_id": run_id, "seconds": round(time.monotonic() - began, 3)}
 
 

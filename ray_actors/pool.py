@@ -104,15 +104,22 @@ class Pool:
         from ray.exceptions import RayError, RayTaskError
 
         self.wait()
-        waiting = deque((unit, 1) for unit in units)
+        fresh = iter(units)  # taken one by one: how much there is to do may depend on what was done
+        again: deque[tuple[Unit, int]] = deque()
         idle = list(self._actors)
         starting: dict[Any, tuple[Any, float]] = {}
         flying: dict[Any, tuple[Any, Unit, int, float]] = {}
-        while waiting or flying:
-            while waiting and idle:
-                unit, attempt = waiting.popleft()
+        ended = False
+        while again or flying or not ended:
+            while idle and (again or not ended):
+                unit, attempt = again.popleft() if again else (next(fresh, None), 1)
+                if unit is None:
+                    ended = True
+                    break
                 actor = idle.pop()
                 flying[getattr(actor, method).remote(**unit.arguments)] = (actor, unit, attempt, time.monotonic())
+            if not flying and not starting:
+                continue
             done, _ = ray.wait([*flying, *starting], num_returns=1, timeout=POLL)
             if not done and progress is not None:
                 progress(self._progress([actor for actor, *_ in flying.values()]))
@@ -138,7 +145,7 @@ class Pool:
                     self._actors.append(actor)
                     starting[actor.ready.remote()] = (actor, time.monotonic())
                     if attempt < self._attempts:
-                        waiting.append((unit, attempt + 1))
+                        again.append((unit, attempt + 1))
                     else:
                         yield Outcome(unit.key, None, f"the worker died {attempt} times: {_last_line(error)}", str(error), seconds, attempt)
             for _, began in starting.values():

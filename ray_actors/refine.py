@@ -96,22 +96,41 @@ def summarise(
     """
     embeddings = read_partition(store_uri, "embeddings", partition_id, ["doc_id", "text_hash", "vector"], embeddings_version)
     assigned = read_partition(store_uri, "assignments", partition_id, ["doc_id", "topic_id", "probability"], assignments_version)
-    topics = assigned["topic_id"].to_numpy()
-    sums = steps.collect(to_matrix(embeddings["vector"]), topics + 1, number + 1)
-    probabilities = assigned["probability"].to_numpy()
+    sums = steps.collect(to_matrix(embeddings["vector"]), assigned["topic_id"].to_numpy() + 1, number + 1)
+    return sums, _nearest(assigned, embeddings["text_hash"], number, representatives)
+
+
+def nearest(
+    *, number: int, representatives: int, store_uri: str, partition_id: str, embeddings_version: int, assignments_version: int
+) -> list[list[tuple[float, str, str]]]:
+    """Return, for each topic, the most probable documents of one partition, as :func:`summarise` does."""
+    hashes = read_partition(store_uri, "embeddings", partition_id, ["doc_id", "text_hash"], embeddings_version)["text_hash"]
+    assigned = read_partition(store_uri, "assignments", partition_id, ["doc_id", "topic_id", "probability"], assignments_version)
+    return _nearest(assigned, hashes, number, representatives)
+
+
+def _nearest(assigned: pa.Table, hashes: pa.ChunkedArray, number: int, representatives: int) -> list[list[tuple[float, str, str]]]:
+    topics, probabilities = assigned["topic_id"].to_numpy(), assigned["probability"].to_numpy()
     # doc_id order within equals: the sort is stable and rows come sorted by doc_id
     order = np.lexsort((-probabilities.astype(np.float64), topics))
     starts = np.searchsorted(topics[order], np.arange(number))
-    nearest: list[list[tuple[float, str, str]]] = []
+    found: list[list[tuple[float, str, str]]] = []
     for topic in range(number):
         chosen: dict[str, tuple[float, str, str]] = {}
         for row in order[starts[topic] :]:
             if topics[row] != topic or len(chosen) == representatives:
                 break
-            text = embeddings["text_hash"][int(row)].as_py()
+            text = hashes[int(row)].as_py()
             chosen.setdefault(text, (float(probabilities[row]), assigned["doc_id"][int(row)].as_py(), text))
-        nearest.append(list(chosen.values()))
-    return sums, nearest
+        found.append(list(chosen.values()))
+    return found
+
+
+def vectors(*, store_uri: str, partition_id: str, embeddings_version: int, doc_ids: list[str]) -> dict[str, npt.NDArray[np.float32]]:
+    """Return the vectors of some documents of one partition, by id."""
+    rows = read_partition(store_uri, "embeddings", partition_id, ["doc_id", "vector"], embeddings_version)
+    chosen = rows.filter(pa.compute.is_in(rows["doc_id"], value_set=pa.array(doc_ids, pa.string())))
+    return dict(zip(chosen["doc_id"].to_pylist(), to_matrix(chosen["vector"]), strict=True))
 
 
 def texts(

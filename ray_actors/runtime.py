@@ -125,6 +125,7 @@ def _init(config: RayConfig) -> None:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             ray.init(**options)
+            _quiet()
             return
         except Exception as error:  # Ray raises bare ones too, when a process of its own does not come up in time
             ray.shutdown()
@@ -133,6 +134,13 @@ def _init(config: RayConfig) -> None:
             where = f"reached at {config.address}" if config.address else "started on this machine"
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ResourceError(f"Ray cannot be {where}: {reason}") from error
+
+
+def _quiet() -> None:
+    """Keep Ray's messages off the standard output, which holds a command's result: what they say of workers, outcomes say too."""
+    from ray._private import worker
+
+    worker._worker_logs_enabled = False
 
 
 def stop() -> None:

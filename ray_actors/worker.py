@@ -13,6 +13,13 @@ from typing import Any
 from topicscale.config import EmbeddingConfig
 
 
+def limit_threads(threads: int) -> None:
+    """Tell every library of this process how many processors it may use."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+
+
 class Worker:
     """One of a pool's processes.
 
@@ -25,10 +32,7 @@ class Worker:
     """
 
     def __init__(self, threads: int, device: str) -> None:
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
-            os.environ[name] = str(threads)
-        os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
-        os.environ["RAYON_NUM_THREADS"] = str(threads)
+        limit_threads(threads)
         self._threads, self._device = threads, device
         self._embedder: tuple[EmbeddingConfig, Any] | None = None
         self._loading = threading.Lock()
@@ -62,6 +66,10 @@ class Worker:
         from ray_actors.embed import encode
 
         return encode(self._model(config), texts)
+
+    def embed_texts(self, *, config: EmbeddingConfig, texts: list[str]) -> Any:
+        """Return the vectors of many texts, float32 (n, d), embedded together."""
+        return self._model(config).encode(texts).vectors
 
     def cluster(self, **unit: Any) -> Any:
         """See :func:`ray_actors.cluster.cluster`."""
@@ -103,6 +111,18 @@ class Worker:
         from ray_actors.refine import summarise
 
         return summarise(**unit)
+
+    def nearest(self, **unit: Any) -> Any:
+        """See :func:`ray_actors.refine.nearest`."""
+        from ray_actors.refine import nearest
+
+        return nearest(**unit)
+
+    def vectors(self, **unit: Any) -> Any:
+        """See :func:`ray_actors.refine.vectors`."""
+        from ray_actors.refine import vectors
+
+        return vectors(**unit)
 
     def texts(self, **unit: Any) -> Any:
         """See :func:`ray_actors.refine.texts`."""

@@ -154,7 +154,7 @@ class RepresentConfig:
     """Documents placed on the two-dimensional map; 0 for no map."""
     aspects: Mapping[str, Any] = field(default_factory=dict)
     """Further descriptions of every topic, by name. Each is a step or a list of steps that run one after another; a step is a name
-    (keybert, mmr, pos, llm) or a mapping with ``type`` and parameters: {keybert: keybert, diverse: [keybert, {type: mmr, diversity: .5}]}."""
+    (keybert, mmr, pos, llm) or a mapping with ``type`` and parameters: {words: keybert, diverse: [keybert, {type: mmr, diversity: .5}]}"""
     candidate_documents: int = 20
     """Documents of a topic that its representatives are chosen from: the nearest to its centre with distinct texts."""
     diversity: float = 0.1

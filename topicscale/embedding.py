@@ -111,7 +111,7 @@ class Embedder:
         from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
         from transformers.utils import logging
 
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        logging.disable_progress_bar()
         try:
             model = SentenceTransformer(
                 str(path),

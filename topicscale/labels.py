@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -100,31 +100,59 @@ def set_labels(store: Store, labels: Mapping[int, str] | Sequence[str], *, gener
         if after == before:
             return base
         changed = {topic for topic in wanted if after.get(topic) != before.get(topic)}
-        written = _written(rows)
-        described = topics.to_pylist()
-        for row in described:
-            topic = row["topic_id"]
-            if topic in changed:
-                row["label"] = after.get(topic) or written.get(topic) or name(topic, row["keywords"] or [])
-        leaves = _named_leaves(store, topics, {topic: after.get(topic) or written.get(topic, "") for topic in changed})
         kept = [row for row in rows if row["aspect"] != ASPECT or row["topic_id"] not in changed]
         kept += [label_row(topic, after[topic]) for topic in sorted(changed) if topic in after]
-        stage = "merge" if is_merged(base) else "publish"
-        contents = {
-            "topic_labels": pa.Table.from_pylist(kept, schema=TABLES["topic_labels"].schema),
-            "topics": pa.Table.from_pylist(described, schema=TABLES["topics"].schema),
-            "site_topics": leaves,
-        }
-        # the other tables as this generation has them: a run that never finished may have written since
-        versions = dict(base.versions)
-        for table, content in contents.items():
-            versions[table] = store.amend(table, content, stage=stage, version=base.versions[table])
-        return store.publish(configuration=base.configuration, summary=base.summary, versions=versions)
+        return rewrite(store, base, kept, changed)
+
+
+def rewrite(
+    store: Store, base: Snapshot, rows: Sequence[Mapping[str, Any]], changed: Collection[int], *, summary: Mapping[str, Any] | None = None
+) -> Snapshot:
+    """Write the rows of ``topic_labels``, rename the topics that they changed, and return the generation that has it all.
+
+    A topic goes by the name that was given by hand, in advance, or by a language model, in that order, else by its keywords.
+    Every other table stays as it is, and counts as what it was.
+
+    Parameters
+    ----------
+    store : Store
+        Pinned to ``base``, and locked.
+    rows : sequence of mapping
+        All of ``topic_labels``.
+    changed : collection of int
+        Topics whose rows are not those of ``base``. The others keep their names.
+    summary : mapping, optional
+        Added to the generation's.
+    """
+    topics = store.read("topics").sort_by("topic_id")
+    given = names(rows)
+    described = topics.to_pylist()
+    for row in described:
+        topic = row["topic_id"]
+        if topic in changed:
+            row["label"] = given.get(topic) or name(topic, row["keywords"] or [])
+    leaves = _named_leaves(store, topics, {topic: given.get(topic, "") for topic in changed})
+    stage = "merge" if is_merged(base) else "publish"
+    contents = {
+        "topic_labels": pa.Table.from_pylist(list(rows), schema=TABLES["topic_labels"].schema),
+        "topics": pa.Table.from_pylist(described, schema=TABLES["topics"].schema),
+        "site_topics": leaves,
+    }
+    # the other tables as this generation has them: a run that never finished may have written since
+    versions = dict(base.versions)
+    for table, content in contents.items():
+        versions[table] = store.amend(table, content, stage=stage, version=base.versions[table])
+    return store.publish(configuration=base.configuration, summary={**base.summary, **(summary or {})}, versions=versions)
 
 
 def held(rows: Sequence[Mapping[str, Any]]) -> dict[int, str]:
     """Return the hand-set names by topic, from the rows of ``topic_labels``."""
     return {row["topic_id"]: row["label"] for row in rows if row["aspect"] == ASPECT and row["label"]}
+
+
+def names(rows: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    """Return, by topic, the names that are more than keywords: given by hand, in advance, or by a language model, in that order."""
+    return {**_written(rows), **held(rows)}
 
 
 def label_row(topic: int, label: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import tempfile
 import weakref
@@ -60,6 +61,10 @@ class TopicModel:
         Its ngram_range, stop_words, min_df and lowercase are taken.
     ctfidf_model : ClassTfidfTransformer, optional
         Its bm25_weighting and reduce_frequent_words are taken.
+    representation_model : str, list, dict or object, optional
+        Further descriptions of topics: keybert, mmr, pos, llm, or BERTopic's objects for the first three; a list is a chain, a dict
+        names several. They stand beside the c-TF-IDF keywords (``get_topic(3, full=True)``) and do not replace them. The
+        model of llm is configured: ``config={"llm": {"model": ...}}``.
     verbose : bool, default=False
         Show progress.
     config : str, Path, mapping or Config, optional
@@ -103,6 +108,7 @@ class TopicModel:
         hdbscan_model: Any = None,
         vectorizer_model: Any = None,
         ctfidf_model: Any = None,
+        representation_model: Any = None,
         verbose: bool = False,
         config: str | Path | Mapping[str, Any] | Config | None = None,
         store: str | Path | None = None,
@@ -126,6 +132,8 @@ class TopicModel:
         put("zeroshot", {"topics": names, "min_similarity": zeroshot_min_similarity})
         for section, values in submodels.configuration(embedding_model, umap_model, hdbscan_model, vectorizer_model, ctfidf_model).items():
             given.setdefault(section, {}).update(values)
+        if representation_model is not None:
+            put("represent", {"aspects": submodels.aspects(representation_model)})
         if isinstance(config, Config):
             config = config.to_dict()
         if isinstance(config, Mapping):
@@ -460,6 +468,38 @@ class TopicModel:
         self._fitted()
         assert self._snapshot is not None
         self._open(set_labels(Store(self.store), topic_labels, generation=self._snapshot.generation))
+
+    def label_topics(
+        self, aspect: str | None = None, *, topics: Sequence[int] | None = None, only_unlabelled: bool = False, **llm: Any
+    ) -> dict[str, Any]:
+        """Describe the topics further, in the store: what ``topicscale label`` does. Return what became of them.
+
+        Parameters
+        ----------
+        aspect : str, optional
+            One of the configured aspects, or keybert, mmr, llm. None makes all that are configured, else these three.
+        topics : sequence of int, optional
+            Only these.
+        only_unlabelled : bool, default=False
+            Leave out topics that have the aspect.
+        **llm
+            Values of the configuration's section ``llm``: ``model="..."``, ``url="..."``.
+
+        Raises
+        ------
+        RequestError, StoreError, JobFailed
+            See :func:`jobs.label.label`.
+        """
+        from jobs.label import label
+        from jobs.progress import Ui
+
+        self._fitted()
+        chosen = [f"llm.{key}={json.dumps(value)}" for key, value in llm.items()]
+        wanted = None if topics is None else set(topics)
+        ui = Ui("auto" if self.verbose else "quiet")
+        found = label(self.store, aspect=aspect, topics=wanted, only_unlabelled=only_unlabelled, overrides=chosen, ui=ui)
+        self._open(Store(self.store).pin())
+        return found
 
     @property
     def custom_labels_(self) -> list[str] | None:

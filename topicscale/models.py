@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -71,7 +72,7 @@ def check(config: EmbeddingConfig) -> None:
             if importlib.util.find_spec(package) is None:
                 raise MissingDependency(package, "onnx", "embedding.backend=onnx")
     config_file = model.path / "config.json"
-    positions = _json(config_file).get("max_position_embeddings") if config_file.is_file() else None
+    positions = read_json(config_file).get("max_position_embeddings") if config_file.is_file() else None
     if config.max_tokens is not None and isinstance(positions, int) and config.max_tokens > positions:
         raise ModelError(
             f"embedding.max_tokens must be at most the {positions} positions of {config.model!r}. Got {config.max_tokens} instead."
@@ -89,10 +90,10 @@ def check_dimensions(config: EmbeddingConfig, wanted: int | None) -> None:
     model = resolve(config.model)
     kinds = [str(part["type"]).rpartition(".")[2] for part in modules(model.path)]
     file = model.path / "config.json"
-    found = _json(file).get("hidden_size") if file.is_file() else None
+    found = read_json(file).get("hidden_size") if file.is_file() else None
     pooling = model.path / "1_Pooling" / "config.json"
     modes = [
-        key for key, value in (_json(pooling) if pooling.is_file() else {}).items() if key.startswith("pooling_mode_") and value is True
+        key for key, value in (read_json(pooling) if pooling.is_file() else {}).items() if key.startswith("pooling_mode_") and value is True
     ]
     # other modules, and several ways of pooling side by side, may change the length
     if wanted is None or not isinstance(found, int) or not set(kinds) <= {"Transformer", "Pooling", "Normalize"} or len(modes) > 1:
@@ -117,14 +118,30 @@ def _find(name: str) -> Path:
         return path.resolve()
     if path.is_absolute() or name.startswith((".", "~")):
         raise ModelError(f"There is no model folder {name!r}.")
-    return _from_hub(name)
+    return from_hub(name, what="embedding.model", packaged=PACKAGED, files=("*.json", "*.txt", "*.model", "*.safetensors"))
 
 
-def _from_hub(name: str) -> Path:
+def from_hub(name: str, *, what: str, packaged: Iterable[str], files: Sequence[str]) -> Path:
+    """Return the folder of a model of the hub, from the local cache if it is there.
+
+    Parameters
+    ----------
+    what : str
+        The configuration key that named it.
+    packaged : iterable of str
+        Names that could be used in its place.
+    files : sequence of str
+        Patterns of what is fetched: never pickled weights, never code.
+
+    Raises
+    ------
+    ModelError
+        There is no such model, it asks for a licence, or the hub cannot be reached.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    wanted = ["*.json", "*.txt", "*.model", "*.safetensors"]
+    wanted = list(files)
     try:
         cached = Path(snapshot_download(name, local_files_only=True, allow_patterns=wanted))
         if any(cached.rglob("*.safetensors")):  # else a download that was cut short
@@ -132,9 +149,7 @@ def _from_hub(name: str) -> Path:
     except LocalEntryNotFoundError:
         pass
     except HFValidationError as error:
-        raise ModelError(
-            f"embedding.model must be a packaged name ({', '.join(PACKAGED)}), a folder, or a hub id. Got {name!r} instead."
-        ) from error
+        raise ModelError(f"{what} must be a packaged name ({', '.join(packaged)}), a folder, or a hub id. Got {name!r} instead.") from error
     try:
         return Path(snapshot_download(name, etag_timeout=_HUB_TIMEOUT, allow_patterns=wanted))
     except RepositoryNotFoundError as error:
@@ -144,7 +159,7 @@ def _from_hub(name: str) -> Path:
     except Exception as error:
         raise ModelError(
             f"The model {name!r} is no folder, is not in the local cache, and the hub cannot be reached ({type(error).__name__}). "
-            f"Download it where there is a network and name its folder, or use a packaged one: {', '.join(PACKAGED)}."
+            f"Download it where there is a network and name its folder, or use a packaged one: {', '.join(packaged)}."
         ) from error
 
 
@@ -168,7 +183,7 @@ def _check_folder(name: str, path: Path) -> None:
             )
         raise ModelError(f"The folder of model {name!r} has no weights (*.safetensors).")
     for file in ("config.json", "tokenizer_config.json"):
-        if (first / file).is_file() and "auto_map" in _json(first / file):
+        if (first / file).is_file() and "auto_map" in read_json(first / file):
             raise ModelError(f"The model {name!r} holds code of its own (auto_map in {file}), which topicscale does not run.")
 
 
@@ -189,7 +204,12 @@ def modules(path: Path) -> list[dict[str, Any]]:
 def _revision(path: Path) -> str:
     patterns = ("*.safetensors", "*.json", "*.txt", "*.model")
     files = sorted({file for pattern in patterns for file in (*path.glob(pattern), *path.glob(f"*/{pattern}"))})
-    return _digest(path, tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+    return digest_of(path, files)
+
+
+def digest_of(root: Path, files: Sequence[Path]) -> str:
+    """Return a digest (32 hexadecimal digits) of files below ``root``: their names, sizes and bytes."""
+    return _digest(root, tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
 
 
 @lru_cache(maxsize=8)
@@ -203,7 +223,8 @@ def _digest(root: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the mapping that a model's JSON file holds; anything else reads as an empty one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -17,7 +17,7 @@ from topicscale.differencing import Members, alone, changed, settle
 from topicscale.errors import RequestError, StoreError
 from topicscale.ledger import Entry, Ledger
 from topicscale.store import Snapshot, Store
-from topicscale.tables import TABLES
+from topicscale.tables import LOGS, TABLES
 
 UNTOLD = "not told"
 """How many documents an export left out, where that is not known under its K."""
@@ -178,9 +178,7 @@ class Outgoing:
         out.replace("pilots", told, stage="export", unit_fingerprint=fp)
         row = {
             "generation": generation,
-            "versions": json.dumps(
-                {table: out.version(table) for table in TABLES if table not in ("generations", "runs") and out.has(table)}
-            ),
+            "versions": json.dumps({table: out.version(table) for table in TABLES if table not in LOGS and out.has(table)}),
             "configuration": json.dumps(core.configuration(self.snapshot.configuration, released)),
             "summary": json.dumps(summary),
             "at": datetime.now(UTC),

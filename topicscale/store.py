@@ -41,7 +41,7 @@ from deltalake.transaction import AddAction
 
 from topicscale.config import fingerprint
 from topicscale.errors import RequestError, StoreError, StoreLocked, StoreVersionError
-from topicscale.tables import CONTRACT_VERSION, PARTITION, TABLES
+from topicscale.tables import CONTRACT_VERSION, LOGS, PARTITION, TABLES
 
 MARKER = "_topicscale.json"
 LOCK = "_lock"
@@ -263,7 +263,7 @@ class Store:
         """Return the version to read: the one given, else the pinned generation's, else None for the newest."""
         if version is not None or self._pinned is None:
             return version
-        if name not in self._pinned.versions and name not in ("generations", "runs"):
+        if name not in self._pinned.versions and name not in LOGS:
             raise StoreError(f"Generation {self._pinned.generation} of {self.uri!r} has no table {name!r}.")
         return self._pinned.versions.get(name)
 
@@ -355,11 +355,11 @@ class Store:
         return self.table(name).version()
 
     def create_table(self, name: str) -> None:
-        """Make a table that Spark writes elsewhere, in a store that Spark never writes."""
+        """Make a table where there is none yet: one that Spark writes elsewhere, or that an older store lacks."""
         DeltaTable.create(self.table_path(name), schema=TABLES[name].schema, mode="ignore", configuration=_PROPERTIES)
 
     def append(self, name: str, rows: pa.Table) -> None:
-        """Append to a log table (``runs``)."""
+        """Append to a log table (``runs``, ``answers``)."""
         write_deltalake(self.table_path(name), rows.cast(TABLES[name].schema), mode="append")
 
     # -- generations ---------------------------------------------------------------------------------------------
@@ -396,7 +396,7 @@ class Store:
         else:
             version = previous + (1 << _BITS) if previous is not None else next_version(None, ABSENT)
         if versions is None:
-            versions = {name: v for name in TABLES if name not in ("generations", "runs") and (v := self.version(name)) is not None}
+            versions = {name: v for name in TABLES if name not in LOGS and (v := self.version(name)) is not None}
         number = max((s.generation for s in self.snapshots()), default=0) + 1
         at = datetime.now(UTC)
         row = {

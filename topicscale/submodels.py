@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from topicscale.errors import RequestError
 
 _REDUCTIONS = {"UMAP": "umap", "PCA": "pca"}
+_REPRESENTATIONS = {
+    "KeyBERTInspired": ("keybert", ("top_n_words", "nr_repr_docs", "nr_candidate_words")),
+    "MaximalMarginalRelevance": ("mmr", ("top_n_words", "diversity")),
+    "PartOfSpeech": ("pos", ("top_n_words", "pos_patterns")),
+}
+"""BERTopic's class -> our step, and the attributes that are its parameters."""
 _ALGORITHMS = {"HDBSCAN": "hdbscan", "EVoC": "evoc", "KMeans": "kmeans"}
 
 
@@ -38,6 +45,41 @@ def configuration(
             reduce_frequent_words=bool(getattr(ctfidf_model, "reduce_frequent_words", False)),
         )
     return found
+
+
+def aspects(representation_model: Any) -> dict[str, Any]:
+    """Return the value of ``represent.aspects`` that a representation model describes: a step, a list of them, or a dict of both.
+
+    A step is a name (keybert, mmr, pos, llm), a mapping with ``type``, or an object of BERTopic's. What is no dict makes one
+    aspect, by the name of its last step.
+
+    Raises
+    ------
+    RequestError
+        An object has no counterpart.
+    """
+    if isinstance(representation_model, Mapping) and "type" not in representation_model:
+        return {str(name): _steps(value) for name, value in representation_model.items()}
+    steps = _steps(representation_model)
+    last = steps[-1] if isinstance(steps, list) and steps else steps
+    return {str(last["type"] if isinstance(last, dict) else last): steps}
+
+
+def _steps(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_steps(item) for item in value]
+    if isinstance(value, (str, Mapping)):
+        return value if isinstance(value, str) else dict(value)
+    kind = type(value).__name__
+    if kind not in _REPRESENTATIONS:
+        names = ", ".join((*(name for name, _ in _REPRESENTATIONS.values()), "llm"))
+        raise RequestError(
+            f"representation_model must be made of the names {names} or BERTopic's {', '.join(_REPRESENTATIONS)}. Got {kind} instead. "
+            "For a language model give 'llm', and say which in config: {'llm': {'model': ...}}."
+        )
+    name, keys = _REPRESENTATIONS[kind]
+    given = {key: getattr(value, key, None) for key in keys}
+    return {"type": name, **{key: item for key, item in given.items() if item is not None}}
 
 
 def _model_name(model: Any) -> str:

@@ -167,6 +167,13 @@ TABLES: dict[str, TableSpec] = {
             ),
             "delta-rs",
         ),
+        # what language models answered, by a digest of the model, its settings and the prompt: a cache, in no generation. The
+        # texts are hostile: see topicscale/llm/clean.py
+        TableSpec(
+            "answers",
+            _schema(request=_STR, text=_STR, tokens_read=_LONG, tokens_written=_LONG, at=_TIME),
+            "delta-rs",
+        ),
         # how many documents of each batch each topic took
         TableSpec("topic_trends", _schema(batch=_LONG, at=_TIME, topic_id=_INT, documents=_LONG), "delta-rs"),
         TableSpec("generations", _schema(generation=_LONG, versions=_STR, configuration=_STR, summary=_STR, at=_TIME), "delta-rs"),
@@ -187,6 +194,9 @@ TABLES: dict[str, TableSpec] = {
         ),
     ]
 }
+
+LOGS = ("generations", "runs", "answers")
+"""Tables that only grow, and are read at their newest version whatever generation is pinned."""
 
 QUARANTINE_REASONS = ("empty", "too_long", "not_text", "undecodable", "bad_row", "bad_vector", "duplicate_id", "missing_id")
 """Why a row may be refused; a closed list."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -37,6 +38,14 @@ def _best(rows: pa.Table, number: int) -> pa.Table:
         return rows
     starts = np.searchsorted(topics, topics)  # rows are sorted by topic: where each row's topic begins
     return rows.filter(pa.array(np.arange(len(topics)) - starts < number))
+
+
+_WORD = re.compile(r"\b\w\w+\b")
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text as scikit-learn's vectorizers find them by default, in their order and case."""
+    return _WORD.findall(text)
 
 
 def name(topic_id: int, keywords: list[str]) -> str:

@@ -172,7 +172,7 @@ def publish_batch(
     keywords = top_terms(job.store.read_batches("topic_terms", ["topic_id", "term", "weight"]), job.config.terms.top_n_words)
     _write_topics(job, base, fp, before, found, total, keywords, nearest, texts)
     _write_lineage(job, base, fp, found, set(pids))
-    names = naming.held(job.store.read("topic_labels", naming.LABEL_COLUMNS, version=base.versions["topic_labels"]).to_pylist())
+    names = naming.names(job.store.read("topic_labels", version=base.versions["topic_labels"]).to_pylist())
     publish.write_sites(job, fp, found.topics, total, space, names)
     job.whole("publish", fp, rows=number, seconds=time.monotonic() - began)
     return added

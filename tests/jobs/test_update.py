@@ -96,6 +96,11 @@ def adds_up(store: Path) -> None:
         expected |= {(topic, words[i]): (int(totals[i]), int(holders[i])) for i in np.flatnonzero(totals)}
     terms = reader.read("topic_terms").to_pylist()
     assert {(row["topic_id"], row["term"]): (row["count"], row["documents"]) for row in terms} == expected
+    # and what merging reads, and what is shown, was made of these counts
+    for leaf, row in zip(sites.to_pylist(), rows, strict=True):
+        inside = {term: count for (topic, term), (count, _) in expected.items() if topic == row["topic_id"]}
+        assert dict(leaf["term_counts"]) == inside
+        assert set(row["keywords"]) <= set(inside)
     trends: dict[int, int] = {}
     for row in reader.read("topic_trends").to_pylist():
         trends[row["topic_id"]] = trends.get(row["topic_id"], 0) + row["documents"]

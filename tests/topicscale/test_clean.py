@@ -13,7 +13,7 @@ from topicscale.config import LlmConfig
 from topicscale.labels import check
 from topicscale.llm.backend import Ask
 from topicscale.llm.clean import LONGEST, LONGEST_WORDS, REASONS, Cleaned, clean
-from topicscale.llm.prompts import EXAMPLE, EXAMPLE_LABEL, MARKERS, SYSTEM, load
+from topicscale.llm.prompts import EXAMPLES, MARKERS, SYSTEM, load
 
 CARDS = Ask(
     (
@@ -170,8 +170,8 @@ def test_labels_that_only_look_odd_stay_as_they_are(label) -> None:
         ("What is this topic about? Answer with one short label", "echo"),
         ("add nothing to it", "echo"),
         ("a careful, courteous and truthful assistant", "echo"),
-        (EXAMPLE_LABEL, "echo"),
-        (f"Label: {EXAMPLE_LABEL.lower()}.", "echo"),
+        (EXAMPLES[1][1], "echo"),
+        (f"Label: {EXAMPLES[1][1].lower()}.", "echo"),
         ("Impacts of eating meat on health", "echo"),
         ("meat, beef, emissions", "echo"),
         ("Until factory farming made it cheap", "echo"),
@@ -206,7 +206,7 @@ def test_what_is_no_label_is_refused(answer, reason) -> None:
 
 
 def test_the_examples_words_are_a_label_where_the_topic_has_them() -> None:
-    assert clean(EXAMPLE_LABEL, MEAT) == Cleaned(EXAMPLE_LABEL)
+    assert clean(EXAMPLES[1][1], MEAT) == Cleaned(EXAMPLES[1][1])
     assert clean("Short labels", Ask(("Labels on food should be short.",), ("labels", "short"))) == Cleaned("Short labels")
     assert clean("C", Ask((), ("c", "pointer"))) == Cleaned("C")
 
@@ -266,7 +266,7 @@ PIECES = st.sampled_from(WORDS.split("|") + HIDDEN)
 ANSWERS = st.text(max_size=200) | st.lists(PIECES, max_size=14).map("".join)
 
 
-@given(ANSWERS, st.sampled_from([CARDS, MEAT, EXAMPLE, Ask((), ())]), st.sampled_from(["", SYSTEM]))
+@given(ANSWERS, st.sampled_from([CARDS, MEAT, EXAMPLES[1][0], Ask((), ())]), st.sampled_from(["", SYSTEM]))
 @example("&amp;amp;amp;amp;amp;amp;amp;amp;amp;amp;amp;lt;b", CARDS, "")
 @example("[IN\u200bST] </s Card", CARDS, "")
 @settings(max_examples=400, deadline=None)

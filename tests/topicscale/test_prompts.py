@@ -15,7 +15,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from topicscale.config import LlmConfig
 from topicscale.errors import ConfigError, ModelError
 from topicscale.llm.backend import Ask
-from topicscale.llm.prompts import EXAMPLE_LABEL, MARKERS, SHORTEST, Template, fit, inert, load, render, shortened, truncate, visible
+from topicscale.llm.prompts import EXAMPLES, MARKERS, SHORTEST, Template, fit, inert, load, render, shortened, truncate, visible
 
 WORDS = CountVectorizer().build_tokenizer()
 CARDS = Ask(("I was charged twice for one payment.", "My card payment is pending since Monday."), ("card", "payment", "refund"))
@@ -114,21 +114,21 @@ def question(ask: Ask, **changed) -> str:
 
 def test_the_packaged_conversation() -> None:
     messages = load(LlmConfig()).messages(CARDS)
-    assert [role for role, _ in messages] == ["system", "user", "assistant", "user"]
-    assert messages[2][1] == EXAMPLE_LABEL == "Environmental impacts of eating meat"
-    assert "- I was charged twice for one payment.\n- My card payment is pending since Monday.\n" in messages[3][1]
-    assert ": card, payment, refund\n" in messages[3][1]
-    assert messages[3][1].endswith("\nLabel:")
+    assert [role for role, _ in messages] == ["system", *["user", "assistant"] * len(EXAMPLES), "user"]
+    assert [text for role, text in messages if role == "assistant"] == [label for _, label in EXAMPLES]
+    assert "- I was charged twice for one payment.\n- My card payment is pending since Monday.\n" in messages[-1][1]
+    assert ": card, payment, refund\n" in messages[-1][1]
+    assert messages[-1][1].endswith("\nLabel:")
     # the example is asked just as the topic is
-    assert messages[1][1].split("- ")[0] == messages[3][1].split("- ")[0]
-    assert messages[1][1].splitlines()[-2:] == messages[3][1].splitlines()[-2:]
+    assert messages[1][1].split("- ")[0] == messages[-1][1].split("- ")[0]
+    assert messages[1][1].splitlines()[-2:] == messages[-1][1].splitlines()[-2:]
 
 
 @pytest.mark.parametrize(("changed", "left_out"), [({"documents": 0}, "documents"), ({"keywords": 0}, "keywords")])
 def test_a_prompt_without_documents_or_keywords_does_not_speak_of_them(changed, left_out) -> None:
     messages = load(LlmConfig(**changed, system_prompt="")).messages(CARDS)
-    assert [role for role, _ in messages] == ["user", "assistant", "user"]
-    assert left_out not in messages[0][1] + messages[2][1]
+    assert [role for role, _ in messages] == [*["user", "assistant"] * len(EXAMPLES), "user"]
+    assert all(left_out not in text.casefold() for role, text in messages if role == "user")
 
 
 def test_a_given_prompt_replaces_the_question_and_its_example(tmp_path) -> None:
@@ -241,7 +241,7 @@ def test_documents_are_shortened_as_configured() -> None:
 def test_rivals_are_told_after_the_topic_and_before_the_question() -> None:
     text = question(Ask(CARDS.documents, CARDS.keywords, RIVALS))
     assert "- Card payments (keywords: fee, bank)\n- Cards (keywords: lost, stolen)\n" in text
-    assert text.index("refund") < text.index("Card payments (") < text.index("What is this topic about?")
+    assert text.index("refund") < text.index("Card payments (") < text.index("Answer with one short label")
     assert question(CARDS) == text.replace(text[text.index("\n\nOther topics") : text.index("\n\nWhat is")], "")
     many = tuple((f"Rival {i}", tuple(f"w{j}" for j in range(30))) for i in range(9))
     assert question(Ask((), ("a",), many)).count("- Rival") == 5

@@ -15,7 +15,7 @@ from functools import cache, lru_cache
 import regex
 
 from topicscale.llm.backend import Ask
-from topicscale.llm.prompts import EXAMPLE, EXAMPLE_LABEL, MARKERS, QUESTION, SYSTEM, WIDE, shortened, visible
+from topicscale.llm.prompts import EXAMPLES, MARKERS, QUESTION, SYSTEM, WIDE, shortened, visible
 
 LONGEST = 80
 """Characters of a label."""
@@ -241,7 +241,7 @@ def _loops(line: str) -> bool:
 
 
 def _is_echo(line: str, ask: Ask, prompt: str) -> bool:
-    """Return whether a line says what the prompt said before: its instruction, its example, or a document."""
+    """Return whether a line says what the prompt said before: its instruction, an example, or a document."""
     words = _words(line)
     copied = " ".join(words)
     told = _told(ask)
@@ -253,8 +253,12 @@ def _is_echo(line: str, ask: Ask, prompt: str) -> bool:
     own = {word[:4] for text in told for word in text.split()}
     if not content or 2 * sum(word in own for word in content) >= len(content):
         return False
-    example = _shares(words, (EXAMPLE_LABEL, *EXAMPLE.documents), 4) or (len(content) > 1 and set(content) <= _stems(_example()))
-    return example or set(content) <= _stems(_instruction())
+    for example, label in EXAMPLES:
+        if _shares(words, (label, *example.documents), 4):
+            return True
+        if len(content) > 1 and set(content) <= _stems(" ".join((label, *example.keywords))):
+            return True
+    return set(content) <= _stems(_instruction())
 
 
 def _shares(words: list[str], texts: Iterable[str], length: int) -> bool:
@@ -271,10 +275,6 @@ def _told(ask: Ask) -> list[str]:
 @cache
 def _stems(text: str) -> frozenset[str]:
     return frozenset(word[:4] for word in _words(text))
-
-
-def _example() -> str:
-    return " ".join((EXAMPLE_LABEL, *EXAMPLE.keywords))
 
 
 def _instruction() -> str:

@@ -1,0 +1,122 @@
+"""``topicscale label``: further descriptions of a store's topics, a language model's labels among them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.job import new_run_id, opened
+from jobs.progress import Ui
+from jobs.stages import represent as stage
+from topicscale.config import Config, load
+from topicscale.errors import RequestError
+from topicscale.store import Store
+
+SECTIONS = ("represent", "llm", "ray", "spark")
+"""Parts of the configuration that describing topics may change: the others say how the topics were made."""
+
+
+def label(
+    store: str | Path,
+    *,
+    aspect: str | None = None,
+    topics: Collection[int] | None = None,
+    only_unlabelled: bool = False,
+    file: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    ui: Ui | None = None,
+) -> dict[str, Any]:
+    """Describe the topics of a store's newest generation, and return what became of them.
+
+    Works on any store: one with documents, a merged one, an imported model (the last two have keywords alone to go by).
+    Names that were given by hand stay. What is answered is kept at once: killed and started again, it goes on.
+
+    Parameters
+    ----------
+    aspect : str, optional
+        One aspect of ``represent.aspects``, or keybert, mmr, llm. None makes all of the configuration's, or these three.
+    topics : collection of int, optional
+        Only these.
+    only_unlabelled : bool, default=False
+        Leave out topics that have the aspect.
+    file : str, optional
+        A YAML file or preset with ``represent`` and ``llm``, over the store's own configuration.
+    overrides : sequence of str
+        ``llm.key=value`` and the like.
+
+    Raises
+    ------
+    RequestError
+        A setting, topic or aspect is wrong, or the model cannot be had; nothing was started.
+    StoreError
+        The store holds no finished run, or is in use.
+    JobFailed
+        The model answered nothing at all.
+    """
+    ui = ui or Ui()
+    began = time.monotonic()
+    target = Store(store)
+    base = target.pin()
+    config = configuration(base.configuration, file, overrides)
+    aspects = stage.aspects_of(config, aspect)
+    stage.check(config, aspects)
+    run_id = new_run_id()
+    target = Store(store)  # not pinned: what it writes to is the newest
+    with target.lock(run_id), opened(target, config, run_id, ui, rows=0) as job:
+        found = stage.represent(job, target.snapshots()[-1], aspects=aspects, only=topics, missing=only_unlabelled)
+    return {
+        "store": target.uri,
+        "generation": found.snapshot.generation,
+        "aspects": found.aspects,
+        "topics": found.topics,
+        "labelled": found.labelled,
+        "fallback": {str(topic): reason for topic, reason in sorted((found.fallback or {}).items())},
+        "mean_reciprocal_rank": found.measures or {},
+        "changed": found.snapshot.generation != base.generation,
+        "seconds": round(time.monotonic() - began, 3),
+    }
+
+
+def configuration(held: Mapping[str, Any], file: str | Path | None, overrides: Sequence[str]) -> Config:
+    """Return a store's configuration with the parts changed that describing topics may change.
+
+    Raises
+    ------
+    RequestError
+        Another part is changed.
+    """
+    given = load(file=file, overrides=overrides).to_dict()
+    plain = Config().to_dict()
+    for section, values in given.items():
+        if section not in SECTIONS and values != plain[section]:
+            key = next(key for key in values if values[key] != plain[section][key])
+            raise RequestError(
+                f"label can only change how topics are described ({', '.join(f'{s}.*' for s in SECTIONS)}). Got {section}.{key} instead. "
+                "Give it to `topicscale run` or `update --refit`."
+            )
+    values = Config.from_dict(held).to_dict() if "embedding" in held else {**plain, **held}
+    for section in SECTIONS:
+        changed = {key: value for key, value in given[section].items() if value != plain[section][key]}
+        values[section] = {**values.get(section, {}), **changed}
+    return Config.from_dict(values)
+
+
+def describe(found: Mapping[str, Any]) -> str:
+    """Return what became of the topics, for people."""
+    if not found["topics"]:
+        return f"Nothing to describe: the topics have {', '.join(found['aspects'])} already -> {found['store']}"
+    parts = [f"{found['topics']:,} topics described ({', '.join(found['aspects'])})"]
+    if found["labelled"] or found["fallback"]:
+        parts.append(f"{found['labelled']:,} named by the model, {len(found['fallback']):,} by their keywords")
+    lines = [f"{'; '.join(parts)}, {found['seconds']:.0f} s -> {found['store']} (generation {found['generation']})"]
+    if measures := found["mean_reciprocal_rank"]:
+        lines.append(
+            "How well labels find their own topic (mean reciprocal rank, 1 is best): "
+            f"{measures['labels']:.3f}; first answers {measures['one_shot']:.3f}, three keywords {measures['keywords']:.3f}"
+        )
+    for reason in sorted(set(found["fallback"].values())):
+        of = [topic for topic, why in found["fallback"].items() if why == reason]
+        lines.append(f"Topics named by their keywords, {reason}: {', '.join(of[:20])}{' ...' if len(of) > 20 else ''}")
+    return "\n".join(lines)

@@ -1,0 +1,237 @@
+"""After publishing: further descriptions of every topic, a language model's labels among them (Ray)."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jobs.job import Job
+from jobs.stages import naming
+from ray_actors.pool import Unit
+from topicscale import labels
+from topicscale.config import Config
+from topicscale.errors import JobFailed, RequestError
+from topicscale.represent import steps
+from topicscale.represent.mmr import mmr
+from topicscale.represent.steps import LLM, Step, parse
+from topicscale.represent.view import Float32, View
+from topicscale.store import Snapshot, Store
+from topicscale.tables import OUTLIER
+from topicscale.terms import name, top_terms
+
+TERMS = 100
+"""Terms of a topic that steps choose from, where none of them asks for more."""
+ALONE: dict[str, Any] = {"keybert": "keybert", "mmr": "mmr", "llm": "llm"}
+"""What `topicscale label` makes where the configuration names no aspects."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the topics' descriptions."""
+
+    snapshot: Snapshot
+    aspects: list[str]
+    topics: int
+    """Topics that were described."""
+    labelled: int = 0
+    """Topics that a language model named."""
+    fallback: dict[int, str] | None = None
+    """Topic -> why it has its keywords for a name."""
+    measures: dict[str, float] | None = None
+    """Mean reciprocal ranks (see :mod:`topicscale.llm.retrieve`)."""
+
+
+def check(config: Config, aspects: Mapping[str, Sequence[Step]]) -> None:
+    """Raise what can be known to fail before anything is started."""
+    steps.check(aspects)
+    if _asks_model(aspects):
+        naming.check(config.llm)
+
+
+def configured(job: Job, base: Snapshot, published: str) -> Snapshot:
+    """Make the aspects that the configuration names, and return the generation that has them.
+
+    Parameters
+    ----------
+    published : str
+        Fingerprint of all that describes the topics so far.
+    """
+    aspects = parse(job.config.represent.aspects)
+    if not aspects:
+        return base
+    shown = (job.config.represent, job.config.llm if _asks_model(aspects) else None)
+    fp = job.print_of("represent", published, *shown)
+    if base.summary.get("represented") == fp:
+        return base
+    return represent(job, base, aspects=aspects, summary={"represented": fp}).snapshot
+
+
+def _asks_model(aspects: Mapping[str, Sequence[Step]]) -> bool:
+    return any(step.type == LLM for chain in aspects.values() for step in chain)
+
+
+def represent(
+    job: Job,
+    base: Snapshot,
+    *,
+    aspects: Mapping[str, Sequence[Step]],
+    only: Collection[int] | None = None,
+    missing: bool = False,
+    summary: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Describe the topics of a generation and return the one that has the descriptions; what is there already makes no new one.
+
+    Parameters
+    ----------
+    aspects : mapping
+        See :func:`topicscale.represent.steps.parse`.
+    only : collection of int, optional
+        Describe these topics alone.
+    missing : bool, default=False
+        Leave out topics that have the aspect already.
+    summary : mapping, optional
+        Added to the summary of the generation.
+
+    Raises
+    ------
+    RequestError
+        A topic is unknown.
+    JobFailed
+        No topic could be described, or documents could not be read.
+    """
+    began = time.monotonic()
+    store = Store(job.store.uri)
+    store.pin(base.generation)
+    rows = store.read("topics").sort_by("topic_id").to_pylist()
+    held = store.read("topic_labels").to_pylist()
+    there = {(row["topic_id"], row["aspect"]) for row in held if row["status"] == "ok"}
+    known = [row["topic_id"] for row in rows if row["topic_id"] != OUTLIER]
+    if unknown := sorted(set(only or ()) - set(known)):
+        raise RequestError(f"--topics must name topics of this store (0 to {max(known, default=OUTLIER)}). Got {unknown[0]} instead.")
+    wanted = {aspect: [t for t in known if (only is None or t in only) and not (missing and (t, aspect) in there)] for aspect in aspects}
+    topics = sorted({topic for chosen in wanted.values() for topic in chosen})
+    if not topics:
+        return Outcome(base, list(aspects), 0)
+    asked = (step.parameters.get(key, 0) for chain in aspects.values() for step in chain for key in ("nr_candidate_words", "top_n_words"))
+    views = _views(job, base, store, [row for row in rows if row["topic_id"] in set(topics)], terms=max(TERMS, *asked))
+
+    def encode(texts: Sequence[str]) -> Float32:
+        found: Float32 = job.engines.pool.call("embed_texts", config=job.config.embedding, texts=list(texts))
+        return found
+
+    told: list[dict[str, Any]] = []
+    result: dict[str, Any] = {}
+    for aspect, chain in aspects.items():
+        if not wanted[aspect]:
+            continue
+        chosen = [views[topic] for topic in wanted[aspect]]
+        words = steps.describe(chosen, chain, encode, top_n_words=job.config.terms.top_n_words)
+        if _asks_model({aspect: chain}):
+            fixed = _fixed(held, known, wanted[aspect], aspect)
+            found = naming.name_topics(job, chosen, [[word for word, _ in terms] for terms in words], rows=rows, taken=fixed)
+            told += [{**row, "aspect": aspect} for row in found.rows]
+            result = {"labelled": found.labelled, "fallback": found.fallback, "measures": found.measures}
+        else:
+            told += [_row(view.topic_id, aspect, [word for word, _ in terms]) for view, terms in zip(chosen, words, strict=True)]
+        job.ui.log("stage", f"represent: {aspect} for {len(chosen):,} topics", stage="represent", aspect=aspect)
+    made = {(row["topic_id"], row["aspect"]) for row in told}
+    order = lambda row: (row["topic_id"], row["aspect"])  # noqa: E731
+    after = sorted([row for row in held if (row["topic_id"], row["aspect"]) not in made] + told, key=order)
+    snapshot = base
+    if after != sorted(held, key=order) or summary:
+        changed = {row["topic_id"] for row in told if row["aspect"] == LLM}
+        snapshot = labels.rewrite(store, base, after, changed, summary=summary)
+        job.whole("represent", job.print_of("represent", snapshot.generation), rows=len(topics), seconds=time.monotonic() - began)
+    return Outcome(snapshot, list(aspects), len(topics), **result)
+
+
+def aspects_of(config: Config, wanted: str | None = None) -> dict[str, tuple[Step, ...]]:
+    """Return the aspects of the configuration (see ``ALONE`` where it has none), or the one that is wanted.
+
+    Raises
+    ------
+    RequestError
+        There is none of that name.
+    """
+    aspects = parse(config.represent.aspects or ALONE)
+    if wanted is None:
+        return aspects
+    if wanted not in aspects and wanted in ALONE:
+        return parse({wanted: ALONE[wanted]})
+    if wanted not in aspects:
+        raise RequestError(f"--aspect must be one of {', '.join({**aspects, **ALONE})}. Got {wanted!r} instead.")
+    return {wanted: aspects[wanted]}
+
+
+def _row(topic: int, aspect: str, words: list[str]) -> dict[str, Any]:
+    return {"topic_id": topic, "aspect": aspect, "label": name(topic, words), "terms": words, "status": "ok", "detail": ""}
+
+
+def _fixed(held: list[dict[str, Any]], known: list[int], chosen: list[int], aspect: str) -> dict[int, str]:
+    """Return the labels that stay whatever the model says: given by hand or in advance, and those of topics that are not asked about."""
+    fixed = {row["topic_id"]: row["label"] for row in held if row["aspect"] == "zeroshot" and row["topic_id"] in set(known)}
+    fixed = {**{r["topic_id"]: r["label"] for r in held if r["aspect"] == aspect and r["topic_id"] not in set(chosen)}, **fixed}
+    return {**fixed, **labels.held(held)}
+
+
+def _views(job: Job, base: Snapshot, store: Store, rows: list[dict[str, Any]], *, terms: int) -> dict[int, View]:
+    """Return what steps see of topics: terms, and documents where the store has any, the nearest that are not too much alike."""
+    counted = "topic_terms" in base.versions
+    best = top_terms(store.read_batches("topic_terms", ["topic_id", "term", "weight"]), terms) if counted else {}
+    texts, vectors, ids = _documents(job, base, [row["topic_id"] for row in rows]) if "documents" in base.versions else ({}, {}, {})
+    views = {}
+    for row in rows:
+        topic = row["topic_id"]
+        centre = np.asarray(row["reference_vector"], np.float32)
+        mine = [doc for doc in ids.get(topic, []) if doc in texts and doc in vectors]
+        matrix = np.stack([vectors[doc] for doc in mine]) if mine else np.zeros((0, len(centre)), np.float32)
+        order = mmr(centre, matrix, len(mine), job.config.represent.diversity)
+        known = best.get(topic) or [(word, 1.0) for word in row["keywords"] or []]
+        documents = tuple(texts[mine[i]] for i in order)
+        views[topic] = View(topic, tuple(known), documents, matrix[order], centre)
+    return views
+
+
+def _documents(job: Job, base: Snapshot, topics: list[int]) -> tuple[dict[str, str], dict[str, Float32], dict[int, list[str]]]:
+    """Return texts and vectors by id, and each topic's nearest documents."""
+    store, versions = job.store.uri, base.versions
+    partitions = sorted(row["partition_id"] for row in job.store.table("assignments", version=versions["assignments"]).partitions())
+    wanted = job.config.represent.candidate_documents
+    at = {"embeddings_version": versions["embeddings"], "assignments_version": versions["assignments"]}
+    number = max(topics) + 1
+    units = [Unit(p, {"number": number, "representatives": wanted, "store_uri": store, "partition_id": p, **at}) for p in partitions]
+    best: dict[int, list[tuple[float, str, str, str]]] = {topic: [] for topic in topics}
+    for pid, found in _each(job, "nearest", units):
+        for topic in topics:
+            merged = best[topic] + [(-probability, doc_id, text, pid) for probability, doc_id, text in found[topic]]
+            distinct: dict[str, tuple[float, str, str, str]] = {}
+            for candidate in sorted(merged):
+                distinct.setdefault(candidate[2], candidate)
+            best[topic] = heapq.nsmallest(wanted, distinct.values())
+    of: dict[str, list[str]] = {}
+    for candidates in best.values():
+        for _, doc_id, _, pid in candidates:
+            of.setdefault(pid, []).append(doc_id)
+    read = {"store_uri": store, "documents_version": versions["documents"], "columns": ["text"]}
+    texts: dict[str, str] = {}
+    for _, found in _each(job, "texts", [Unit(p, {"partition_id": p, "doc_ids": ids, **read}) for p, ids in sorted(of.items())]):
+        texts |= {doc_id: row["text"] for doc_id, row in found.items()}
+    vectors: dict[str, Float32] = {}
+    at = {"embeddings_version": versions["embeddings"]}
+    for _, found in _each(
+        job, "vectors", [Unit(p, {"store_uri": store, "partition_id": p, "doc_ids": i, **at}) for p, i in sorted(of.items())]
+    ):
+        vectors |= found
+    return texts, vectors, {topic: [candidate[1] for candidate in candidates] for topic, candidates in best.items()}
+
+
+def _each(job: Job, method: str, units: list[Unit]) -> Any:
+    for outcome in job.engines.pool.run(method, units):
+        if outcome.error is not None:
+            raise JobFailed(f"represent: partition {outcome.key}: {outcome.error}")
+        yield outcome.key, outcome.value

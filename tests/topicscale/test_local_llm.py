@@ -1,0 +1,100 @@
+"""The packaged language model in this process, in 4 bits: the code path that Llama 2 takes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from topicscale.config import LlmConfig
+from topicscale.errors import ModelError
+from topicscale.llm.backend import Ask
+from topicscale.llm.local import Local
+from topicscale.llm.models import PACKAGED, backend, check, folder, resolve
+
+NAME = next(iter(PACKAGED))
+ASKS = [
+    Ask(("My card was declined at the shop.", "Why is my card payment not going through?"), ("card", "payment", "declined", "shop")),
+    Ask(("The rocket launched a satellite into orbit.",), ("rocket", "launch", "orbit", "satellite", "moon")),
+    Ask(("The striker scored in the last minute of the match, and the stadium went wild.",) * 3, ("match", "goal", "striker", "league")),
+]
+
+
+@pytest.fixture(scope="module")
+def four_bits() -> Local:
+    return Local(LlmConfig(max_new_tokens=24), threads=2, device="cpu", batch=1)
+
+
+def test_answers_are_those_of_the_whole_prompt(four_bits) -> None:
+    """Reusing what every prompt begins with changes no word."""
+    tokenizer, model = four_bits._tokenizer, four_bits._model
+    for ask, answer in zip(ASKS, four_bits.complete(ASKS), strict=True):
+        prompt = four_bits.prompt(ask)
+        inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+        with torch.inference_mode():
+            whole = model.generate(**inputs, max_new_tokens=24, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+        text = tokenizer.decode(whole[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert answer.text is not None
+        assert answer.text.strip()
+        assert text.lstrip().startswith(answer.text.strip())
+        assert answer.read == inputs["input_ids"].shape[1]
+
+
+def test_weights_are_held_in_four_bits(four_bits) -> None:
+    sixteen = 2 * sum(
+        parameter.numel() for parameter in Local(LlmConfig(quantization="none"), threads=2, device="cpu", batch=1)._model.parameters()
+    )
+    assert four_bits.memory < 0.7 * sixteen
+
+
+def test_padding_changes_no_word() -> None:
+    """Prompts of different length, answered together in exact arithmetic, get the answers they get alone."""
+    local = Local(LlmConfig(quantization="none", max_new_tokens=12), threads=2, device="cpu", batch=1)
+    local._model.float()
+    local._prefix, local._cache = local._constant()
+    alone = [answer.text for answer in local.complete(ASKS)]
+    local._batch = len(ASKS)
+    together = [answer.text for answer in local.complete(ASKS)]
+    assert together == alone
+
+
+def test_an_answer_ends_with_its_first_line() -> None:
+    config = LlmConfig(prompt="[KEYWORDS]: write a long poem of many lines about this.", max_new_tokens=120)
+    (answer,) = Local(config, threads=2, device="cpu", batch=1).complete(ASKS[:1])
+    assert answer.text is not None
+    assert len([line for line in answer.text.splitlines() if line.strip()]) <= 1
+
+
+def test_a_gguf_file_is_unpacked_once() -> None:
+    model = resolve(NAME)
+    assert model.gguf
+    unpacked = folder(model)
+    assert "quantization_config" not in json.loads((unpacked / "config.json").read_text())
+    assert folder(model) == unpacked
+
+
+def test_wrong_models_are_refused(tmp_path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(folder(resolve(NAME)), model)
+    check(LlmConfig(model=str(model)))
+    settings = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**settings, "architectures": ["BertModel"]}))
+    with pytest.raises(ModelError, match="BertModel"):
+        resolve(str(model))
+    (model / "config.json").write_text(json.dumps({**settings, "auto_map": {"AutoModelForCausalLM": "mine.Model"}}))
+    with pytest.raises(ModelError, match="code of its own"):
+        resolve(str(model))
+    (model / "config.json").write_text(json.dumps(settings))
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="pickled"):
+        resolve(str(model))
+    with pytest.raises(ModelError, match=r"missing\.gguf"):
+        resolve(str(tmp_path / "missing.gguf"))
+
+
+def test_the_backend_follows_the_configuration() -> None:
+    assert backend(LlmConfig()) == "transformers"
+    assert backend(LlmConfig(url="http://localhost:1/v1")) == "server"
+    assert backend(LlmConfig(backend="llama_cpp")) == "llama_cpp"

@@ -1,0 +1,211 @@
+"""A causal language model in this process, through transformers: 4-bit weights by bitsandbytes, or bfloat16.
+
+What is the same in every prompt (what the model is told first, the worked example) is computed once and its keys and
+values reused; prompts of like length are answered together.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from topicscale.config import LlmConfig
+from topicscale.errors import ModelError
+from topicscale.llm.backend import Answer, Ask
+from topicscale.llm.models import CONTEXT, folder, resolve
+from topicscale.llm.prompts import Template, fit, load, render
+from topicscale.terms import words
+
+
+class Local:
+    """A loaded model (see :class:`topicscale.llm.backend.Backend`).
+
+    Parameters
+    ----------
+    threads : int
+        Processors it may use.
+    device : str
+        ``cpu`` or ``cuda``.
+    batch : int
+        Prompts in one pass.
+
+    Raises
+    ------
+    ModelError
+        The model cannot be loaded, or its context is too short for the bare prompt.
+    """
+
+    def __init__(self, config: LlmConfig, *, threads: int, device: str, batch: int) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+        torch.set_num_threads(threads)
+        where = folder(resolve(config.model))
+        quantization = None
+        if config.quantization == "nf4":
+            quantization = BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+            )
+        self._tokenizer: Any
+        self._model: Any
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+            self._model = AutoModelForCausalLM.from_pretrained(
+                where,
+                dtype=torch.bfloat16,
+                quantization_config=quantization,
+                device_map="auto" if device == "cuda" else {"": "cpu"},
+                trust_remote_code=False,
+                use_safetensors=True,
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"The language model {config.model!r} cannot be loaded: {str(error).splitlines()[0][:300]}") from error
+        self._model.eval()
+        self._config, self._batch = config, batch
+        self._template: Template = load(config)
+        positions = getattr(self._model.config.get_text_config(), "max_position_embeddings", None) or CONTEXT
+        self._limit = min(CONTEXT, positions) - config.max_new_tokens
+        self._breaks = _line_breaks(self._tokenizer)
+        self._prefix, self._cache = self._constant()
+
+    @property
+    def memory(self) -> int:
+        """Bytes of the weights as they are held."""
+        return int(self._model.get_memory_footprint())
+
+    def complete(self, asks: Sequence[Ask]) -> list[Answer]:
+        """Return an answer for each, in order."""
+        answers: list[Answer | None] = [None] * len(asks)
+        tokens: dict[int, list[int]] = {}
+        for i, ask in enumerate(asks):
+            try:
+                tokens[i] = self._tokens(self.prompt(ask))
+            except ModelError as error:
+                answers[i] = Answer(None, str(error))
+        # of like length together, so that little is padded
+        order = sorted(tokens, key=lambda i: (len(tokens[i]), i))
+        for start in range(0, len(order), self._batch):
+            chosen = order[start : start + self._batch]
+            for i, answer in zip(chosen, self._generate([tokens[i] for i in chosen]), strict=True):
+                answers[i] = answer
+        return [answer if answer is not None else Answer(None, "no answer") for answer in answers]
+
+    def prompt(self, ask: Ask) -> str:
+        """Return the text that the model reads, up to where its answer begins.
+
+        Raises
+        ------
+        ModelError
+            It does not fit the model's context, however much is left out.
+        """
+
+        def rendered(messages: Any) -> str:
+            return render(messages, self._config.template, self._tokenizer)
+
+        count = lambda text: len(self._tokens(text))  # noqa: E731
+        text, _ = fit(ask, self._template, rendered, count, self._limit, words=words, tokenizer=self._tokenizer)
+        return text
+
+    def _tokens(self, text: str) -> list[int]:
+        # chat templates write the first token themselves
+        ids = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        first = self._tokenizer.bos_token_id
+        plain = self._config.template == "plain" or (self._config.template == "auto" and not self._tokenizer.chat_template)
+        return [first, *ids] if plain and first is not None and ids[:1] != [first] else ids
+
+    def _constant(self) -> tuple[list[int], Any]:
+        """Return the tokens that begin every prompt, and their keys and values."""
+        import torch
+        from transformers import DynamicCache
+
+        some = [self._tokens(self.prompt(Ask((word,), (word,)))) for word in ("Apples", "7 trains", "zebra")]
+        length = 0
+        while all(length < len(ids) - 1 and ids[length] == some[0][length] for ids in some):
+            length += 1
+        prefix = some[0][:length]
+        cache = DynamicCache(config=self._model.config)
+        if prefix:
+            with torch.inference_mode():
+                self._model(input_ids=torch.tensor([prefix], device=self._model.device), past_key_values=cache, use_cache=True)
+        return prefix, cache
+
+    def _generate(self, prompts: list[list[int]]) -> list[Answer]:
+        import torch
+        from transformers import GenerationConfig, StoppingCriteriaList
+
+        shared = len(self._prefix)
+        common = all(ids[:shared] == self._prefix and len(ids) > shared for ids in prompts)
+        begin = shared if common else 0
+        width = max(len(ids) - begin for ids in prompts)
+        pad = (
+            self._tokenizer.pad_token_id if self._tokenizer.pad_token_id is not None else self._model.config.get_text_config().eos_token_id
+        )
+        pad = pad[0] if isinstance(pad, list) else pad or 0
+        # padding stands between the shared beginning and what follows: positions are counted without it
+        rows = [ids[:begin] + [pad] * (width - len(ids) + begin) + ids[begin:] for ids in prompts]
+        mask = [[1] * begin + [0] * (width - len(ids) + begin) + [1] * (len(ids) - begin) for ids in prompts]
+        cache = None
+        if begin:
+            cache = copy.deepcopy(self._cache)
+            cache.batch_repeat_interleave(len(prompts))
+        config = self._config
+        drawn: dict[str, Any] = {"do_sample": False}
+        if config.temperature > 0:
+            drawn = {"do_sample": True, "temperature": config.temperature, "top_k": 0, "top_p": 1.0}
+            torch.manual_seed(config.seed)
+        settings = GenerationConfig(
+            max_new_tokens=config.max_new_tokens,
+            repetition_penalty=config.repetition_penalty,
+            pad_token_id=pad,
+            eos_token_id=self._model.generation_config.eos_token_id,
+            bos_token_id=self._model.generation_config.bos_token_id,
+            **drawn,
+        )
+        inputs = torch.tensor(rows, device=self._model.device)
+        with torch.inference_mode():
+            output = self._model.generate(
+                inputs,
+                attention_mask=torch.tensor(mask, device=self._model.device),
+                past_key_values=cache,
+                generation_config=settings,
+                stopping_criteria=StoppingCriteriaList([_FirstLine(self._breaks, begin + width)]),
+            )
+        answers = []
+        ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+        for ids, row in zip(prompts, output[:, begin + width :].tolist(), strict=True):
+            written = next((i for i, token in enumerate(row) if token in ends), len(row))
+            text = self._tokenizer.decode(row[:written], skip_special_tokens=True)
+            answers.append(Answer(text, None, len(ids), written))
+        return answers
+
+
+class _FirstLine:
+    """Stop a row once it has a line of text: nothing after it is used."""
+
+    def __init__(self, breaks: tuple[Any, Any], begin: int) -> None:
+        self._ends, self._blank = breaks
+        self._begin = begin
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        import torch
+
+        new = input_ids[:, self._begin :]
+        said = ~torch.isin(new, self._blank.to(new.device))
+        ended = torch.isin(new, self._ends.to(new.device))
+        # a line break counts once something was said before it
+        return (ended & (said.cumsum(dim=1) - said.long() > 0)).any(dim=1)
+
+
+def _line_breaks(tokenizer: Any) -> tuple[Any, Any]:
+    """Return the ids of tokens that hold a line break, and of those that hold nothing but space."""
+    import torch
+
+    ends, blank = [], []
+    for token in range(len(tokenizer)):
+        text = tokenizer.decode([token])
+        if "\n" in text:
+            ends.append(token)
+        if not text.strip():
+            blank.append(token)
+    return torch.tensor(ends), torch.tensor(blank)

@@ -1,0 +1,161 @@
+"""How much memory a language model takes, worked out before it is loaded, and how many workers fit.
+
+Sizes are counted on a model without weights (torch's meta device): exact for every architecture that transformers knows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from topicscale.config import LlmConfig
+from topicscale.errors import ResourceError
+from topicscale.llm.models import CONTEXT, ResolvedLlm, backend, folder
+
+GIB = 2**30
+NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+"""Bytes of a weight: 4 bits, one 8-bit scale for 64 of them, and one 32-bit scale for 256 scales (double quantisation)."""
+GPU_FIXED = 0.8 * GIB
+"""Bytes of a CUDA context, its libraries' workspace, and what an allocator leaves unused."""
+GPU_SHARE = 0.95
+"""Part of a GPU that is counted on: drivers and displays hold some."""
+CPU_FIXED = 1.0 * GIB
+"""Bytes of a Python process with torch and transformers."""
+GPU_BATCH, CPU_BATCH = 16, 1
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a model takes, in bytes."""
+
+    parameters: int
+    weights: float
+    """Of all weights, as they are held."""
+    token: float
+    """Of the key-value cache, for each token of each prompt under way."""
+    vocabulary: int
+    context: int
+    """Tokens that it is used with at most."""
+
+    def need(self, batch: int, *, fixed: float) -> float:
+        """Return the bytes of a worker that answers ``batch`` prompts at once, each as long as can be."""
+        logits = 4.0 * self.vocabulary * batch
+        return fixed + self.weights + batch * self.context * self.token + 2 * logits
+
+
+@dataclass(frozen=True)
+class LlmLayout:
+    """How workers share the machines."""
+
+    actors: int
+    cpus: int
+    gpus: float
+    """For each worker: a fraction, or several where the model is larger than one."""
+    batch: int
+    need: float
+    """Bytes of one worker."""
+
+    def __str__(self) -> str:
+        where = f"{self.gpus:g} GPU" if self.gpus else f"{self.cpus} CPU{'s' * (self.cpus != 1)}"
+        plural = "s" * (self.actors != 1)
+        return (
+            f"{self.actors} worker{plural} of {where}, {self.need / GIB:.1f} GiB each, {self.batch} prompt{'s' * (self.batch != 1)} at once"
+        )
+
+
+def size(model: ResolvedLlm, config: LlmConfig) -> Size:
+    """Return what a model on this machine takes.
+
+    Raises
+    ------
+    ModelError
+        Its settings cannot be read.
+    """
+    if backend(config) == "llama_cpp":  # the weights are used as the file has them
+        bytes_held = float(model.path.stat().st_size)
+        return Size(int(bytes_held / 0.6), bytes_held, bytes_held / 60_000, 50_000, CONTEXT)
+    from transformers import AutoConfig
+
+    return size_of(AutoConfig.from_pretrained(folder(model), trust_remote_code=False), config.quantization)
+
+
+def size_of(settings: Any, quantization: str) -> Size:
+    """Return what a model of these settings (a transformers configuration) takes under a quantization (nf4 or none)."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
+    output = model.get_output_embeddings()
+    linear = {
+        parameter
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear) and module is not output  # bitsandbytes leaves the last layer as it is
+        for name, parameter in module.named_parameters(recurse=False)
+        if name == "weight"
+    }
+    total = sum(p.numel() for p in model.parameters())
+    packed = sum(p.numel() for p in linear) if quantization == "nf4" else 0
+    text = settings.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    context = min(CONTEXT, getattr(text, "max_position_embeddings", None) or CONTEXT)
+    return Size(
+        total, packed * NF4_BYTES + (total - packed) * 2.0, 2.0 * 2 * text.num_hidden_layers * heads * width, text.vocab_size, context
+    )
+
+
+def plan(config: LlmConfig, of: Size, *, cpus: int, gpus: float, gpu_memory: float, memory: float) -> LlmLayout:
+    """Return the division of ``cpus``, ``gpus`` of ``gpu_memory`` bytes each, and ``memory`` (bytes) among workers.
+
+    Raises
+    ------
+    ResourceError
+        The model fits nowhere, or more was asked for than there is.
+    """
+    if gpus and config.gpus_per_actor != 0:
+        return _on_gpus(config, of, cpus=cpus, gpus=gpus, usable=gpu_memory * GPU_SHARE)
+    batch = config.batch_size or CPU_BATCH
+    need = of.need(batch, fixed=CPU_FIXED)
+    fit = int(memory * 0.8 // need)
+    if fit < 1:
+        raise ResourceError(
+            f"A worker of {config.model!r} needs {need / GIB:.1f} GiB of memory, and {memory * 0.8 / GIB:.1f} GiB can be counted on. "
+            "Name a smaller model, or a server: llm.url."
+        )
+    # one for four processors: reading the weights is what takes the time, and more workers read them more often
+    actors = config.actors or max(1, min(fit, cpus // 4))
+    if actors > fit or actors > cpus:
+        raise ResourceError(
+            f"llm.actors must be at most {min(fit, cpus)}: {cpus} CPUs and {memory / GIB:.1f} GiB hold no more workers of "
+            f"{need / GIB:.1f} GiB. Got {actors} instead."
+        )
+    return LlmLayout(actors, max(1, cpus // actors), 0.0, batch, need)
+
+
+def _on_gpus(config: LlmConfig, of: Size, *, cpus: int, gpus: float, usable: float) -> LlmLayout:
+    smallest = of.need(1, fixed=GPU_FIXED)
+    share = config.gpus_per_actor
+    if share is None:
+        # a model larger than a GPU spreads over several; each of them pays for its context
+        spread = max(1, math.ceil((smallest - GPU_FIXED) / (usable - GPU_FIXED))) if smallest > usable else 1
+        share = float(spread) if spread > 1 else 1.0
+        if spread == 1 and config.actors and config.actors > gpus:
+            share = max(gpus / config.actors, 0.01)
+    room = usable * share - GPU_FIXED * max(0.0, share - 1)
+    if share > gpus or smallest > room:
+        raise ResourceError(
+            f"A worker of {config.model!r} needs {smallest / GIB:.1f} GiB, and {share:g} of {gpus:g} GPUs has {room / GIB:.1f} GiB. "
+            "Raise llm.gpus_per_actor, name a smaller model, or a server: llm.url."
+        )
+    batch = config.batch_size or max(b for b in (1, 2, 4, 8, GPU_BATCH) if of.need(b, fixed=GPU_FIXED) <= room)
+    need = of.need(batch, fixed=GPU_FIXED)
+    if need > room:
+        raise ResourceError(
+            f"llm.batch_size={batch} of {config.model!r} needs {need / GIB:.1f} GiB, and a worker has {room / GIB:.1f} GiB. Lower it."
+        )
+    actors = config.actors or max(1, math.floor(gpus / share + 1e-9))
+    if actors * share > gpus + 1e-9:
+        raise ResourceError(f"{actors} workers of {share:g} GPUs need {actors * share:g} GPUs, and there are {gpus:g}. Lower llm.actors.")
+    return LlmLayout(actors, max(1, min(4, cpus // actors)), share, batch, need)
