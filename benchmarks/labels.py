@@ -74,8 +74,9 @@ class Peer:
 def speed(asks: list[Ask], config: Any, *, rounds: int, threads: int) -> tuple[list[str], str]:
     """Return a row of the table of speeds, and what differs in the texts."""
     from topicscale.llm.local import Local
+    from topicscale.llm.memory import CPU_BATCH
 
-    ours = Local(config, threads=threads, device="cpu", batch=config.batch_size or 1)
+    ours = Local(config, threads=threads, device="cpu", batch=config.batch_size or CPU_BATCH)
     prompts = [ours.prompt(ask) for ask in asks]
     peer = Peer(config, threads)
     ours.complete(asks[:2])

@@ -134,22 +134,10 @@ class Local:
         import torch
         from transformers import GenerationConfig, StoppingCriteriaList
 
-        shared = len(self._prefix)
-        common = all(ids[:shared] == self._prefix and len(ids) > shared for ids in prompts)
-        begin = shared if common else 0
-        width = max(len(ids) - begin for ids in prompts)
-        pad = (
-            self._tokenizer.pad_token_id if self._tokenizer.pad_token_id is not None else self._model.config.get_text_config().eos_token_id
-        )
-        pad = pad[0] if isinstance(pad, list) else pad or 0
-        # padding stands between the shared beginning and what follows: positions are counted without it
-        rows = [ids[:begin] + [pad] * (width - len(ids) + begin) + ids[begin:] for ids in prompts]
-        mask = [[1] * begin + [0] * (width - len(ids) + begin) + [1] * (len(ids) - begin) for ids in prompts]
-        cache = None
-        if begin:
-            cache = copy.deepcopy(self._cache)
-            cache.batch_repeat_interleave(len(prompts))
-        config = self._config
+        config, pad = self._config, self._tokenizer.pad_token_id or self._tokenizer.eos_token_id or 0  # never looked at
+        width = max(map(len, prompts))
+        rows = torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompts], device=self._model.device)
+        mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=self._model.device)
         drawn: dict[str, Any] = {"do_sample": False}
         if config.temperature > 0:
             drawn = {"do_sample": True, "temperature": config.temperature, "top_k": 0, "top_p": 1.0}
@@ -162,22 +150,51 @@ class Local:
             bos_token_id=self._model.generation_config.bos_token_id,
             **drawn,
         )
-        inputs = torch.tensor(rows, device=self._model.device)
         with torch.inference_mode():
             output = self._model.generate(
-                inputs,
-                attention_mask=torch.tensor(mask, device=self._model.device),
-                past_key_values=cache,
+                rows,
+                attention_mask=mask,
+                past_key_values=self._read(prompts, width),
                 generation_config=settings,
-                stopping_criteria=StoppingCriteriaList([_FirstLine(self._breaks, begin + width)]),
+                stopping_criteria=StoppingCriteriaList([_FirstLine(self._breaks, width)]),
             )
         answers = []
         ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
-        for ids, row in zip(prompts, output[:, begin + width :].tolist(), strict=True):
+        for ids, row in zip(prompts, output[:, width:].tolist(), strict=True):
             written = next((i for i, token in enumerate(row) if token in ends), len(row))
-            text = self._tokenizer.decode(row[:written], skip_special_tokens=True)
+            text = str(self._tokenizer.decode(row[:written], skip_special_tokens=True))
             answers.append(Answer(text, None, len(ids), written))
         return answers
+
+    def _read(self, prompts: list[list[int]], width: int) -> Any:
+        """Return the keys and values of all tokens but the last of each prompt, padded on the left to one width.
+
+        Each prompt is read alone, from where it leaves the common beginning. Reading pays by the token, so that prompts read
+        together gain nothing and pay for padding and its mask; writing pays by the pass, and is done for all together.
+        """
+        import torch
+        from transformers import DynamicCache
+
+        read = []
+        for ids in prompts:
+            shared = len(self._prefix) if ids[: len(self._prefix)] == self._prefix and len(ids) > len(self._prefix) else 0
+            cache = copy.deepcopy(self._cache) if shared else DynamicCache(config=self._model.config)
+            if rest := ids[shared:-1]:
+                self._model(
+                    input_ids=torch.tensor([rest], device=self._model.device), past_key_values=cache, use_cache=True, logits_to_keep=1
+                )
+            read.append(cache)
+        if len(read) == 1:
+            return read[0]
+        together = DynamicCache(config=self._model.config)
+        for layer in range(len(read[0].layers)):
+            parts = []
+            for name in ("keys", "values"):
+                tensors = [getattr(cache.layers[layer], name) for cache in read]
+                padded = [torch.nn.functional.pad(t, (0, 0, width - 1 - t.shape[2], 0)) for t in tensors]
+                parts.append(torch.cat(padded))
+            together.update(parts[0], parts[1], layer)
+        return together
 
 
 class _FirstLine:

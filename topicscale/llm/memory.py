@@ -22,7 +22,8 @@ GPU_SHARE = 0.95
 """Part of a GPU that is counted on: drivers and displays hold some."""
 CPU_FIXED = 1.0 * GIB
 """Bytes of a Python process with torch and transformers."""
-GPU_BATCH, CPU_BATCH = 16, 1
+GPU_BATCH, CPU_BATCH = 16, 8
+"""Prompts at once, where memory allows."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,10 @@ def plan(config: LlmConfig, of: Size, *, cpus: int, gpus: float, gpu_memory: flo
     """
     if gpus and config.gpus_per_actor != 0:
         return _on_gpus(config, of, cpus=cpus, gpus=gpus, usable=gpu_memory * GPU_SHARE)
-    batch = config.batch_size or CPU_BATCH
+    usable = memory * 0.8
+    batch = config.batch_size or max((b for b in (1, 2, 4, CPU_BATCH) if of.need(b, fixed=CPU_FIXED) <= usable / 4), default=1)
     need = of.need(batch, fixed=CPU_FIXED)
-    fit = int(memory * 0.8 // need)
+    fit = int(usable // need)
     if fit < 1:
         raise ResourceError(
             f"A worker of {config.model!r} needs {need / GIB:.1f} GiB of memory, and {memory * 0.8 / GIB:.1f} GiB can be counted on. "
