@@ -63,6 +63,7 @@ def plan(config: Config, store: str) -> dict[str, Any]:
         "memory_per_worker_bytes": memory,
         "embedding_model": config.embedding.model if config.input.embedding_column is None else f"column {config.input.embedding_column}",
         "clustering": f"{config.cluster.reduction} + {config.cluster.algorithm}",
+        "aspects": list(config.represent.aspects),
         "store": str(Path(path)),
         "done": {stage: {"done": done, "of": of} for stage, (done, of) in skipped.items()},
     }
@@ -81,6 +82,7 @@ def describe(found: dict[str, Any]) -> str:
         f"workers     {found['workers']}, {memory}",
         f"embedding   {found['embedding_model']}",
         f"clustering  {found['clustering']}",
+        *([f"aspects     {', '.join(found['aspects'])}"] if found["aspects"] else []),
         f"store       {found['store']}",
     ]
     for stage, units in found["done"].items():

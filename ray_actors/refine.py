@@ -134,9 +134,12 @@ def vectors(*, store_uri: str, partition_id: str, embeddings_version: int, doc_i
 
 
 def texts(
-    *, store_uri: str, partition_id: str, documents_version: int, doc_ids: list[str], columns: list[str]
+    *, store_uri: str, partition_id: str, documents_version: int, doc_ids: list[str], columns: list[str], characters: int | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Return columns of some documents of one partition, by id."""
+    """Return columns of some documents of one partition, by id; of a text its first ``characters``."""
     rows = read_partition(store_uri, "documents", partition_id, ["doc_id", *columns], documents_version)
     chosen = rows.filter(pa.compute.is_in(rows["doc_id"], value_set=pa.array(doc_ids, pa.string())))
+    if characters is not None:
+        position = chosen.schema.get_field_index("text")
+        chosen = chosen.set_column(position, "text", pa.compute.utf8_slice_codeunits(chosen["text"], 0, characters))
     return {row.pop("doc_id"): row for row in chosen.to_pylist()}

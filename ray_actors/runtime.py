@@ -7,6 +7,7 @@ import os
 import secrets
 import sys
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import psutil
@@ -82,7 +83,7 @@ def start(config: RayConfig) -> tuple[Layout, bool]:
 
     A process that runs Ray already (a notebook, a test) keeps its own.
 
-    A local cluster listens on loopback only and asks every connection for a token made for this run. The token lives
+    A local cluster listens on loopback only and asks every connection for a token made for this process. The token lives
     in the environment of its processes, never in an argument or a log.
 
     Raises
@@ -113,7 +114,7 @@ def _init(config: RayConfig) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if config.address is None:
         os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        os.environ["RAY_AUTH_TOKEN"] = _token()
         # the switch's name is about other systems; what it does is keep every socket of a local cluster on 127.0.0.1
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         options |= {"num_cpus": _local_cpus(), "object_store_memory": _OBJECT_STORE, "include_dashboard": False}
@@ -134,6 +135,12 @@ def _init(config: RayConfig) -> None:
             where = f"reached at {config.address}" if config.address else "started on this machine"
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ResourceError(f"Ray cannot be {where}: {reason}") from error
+
+
+@cache
+def _token() -> str:
+    # one for the life of the process: Ray reads it once, and a second local cluster with another would refuse its own driver
+    return secrets.token_hex(32)
 
 
 def _quiet() -> None:

@@ -19,11 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.job import FLUSH_SECONDS, Job
+from jobs.job import Job
 from ray_actors.pool import Pool, Unit
 from ray_actors.runtime import Layout
 from topicscale.config import LlmConfig, fingerprint
-from topicscale.errors import JobFailed
+from topicscale.errors import JobFailed, RequestError
 from topicscale.llm import models
 from topicscale.llm.backend import Answer, Ask
 from topicscale.llm.clean import clean
@@ -38,12 +38,12 @@ from topicscale.terms import words
 
 CODE = 1
 """Raised when the same ask would make another prompt, so that old answers are not taken for new ones."""
-LONGEST = 20_000
-"""Characters of a document that are sent to a worker: no prompt holds more."""
 LONGEST_ANSWER = 4_000
 """Characters of an answer that are kept."""
-PER_SERVER_ROUND = 4
+PER_SERVER_ROUND = 2
 """A server is sent so many times ``concurrency`` asks before their answers are committed."""
+DURABLE_SECONDS = 1.0
+"""Answers wait for others so long before they are committed: a driver that is killed loses no more than these."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,24 @@ class Named:
     fallback: dict[int, str]
     """Topic -> why its keywords are its label."""
     measures: dict[str, float]
+
+
+def embed_texts(job: Job, pool: Pool, texts: Sequence[str], *, dimensions: int) -> Float32:
+    """Return vectors of words or labels in the space of the documents, float32 (n, d).
+
+    Raises
+    ------
+    RequestError
+        The documents' vectors came with them, and are of another model than ``embedding.model``.
+    """
+    found: Float32 = pool.call("embed_texts", config=job.config.embedding, texts=list(texts))
+    if dimensions and len(found) and found.shape[1] != dimensions:
+        raise RequestError(
+            f"embedding.model must embed words in the documents' own space, of {dimensions} dimensions. "
+            f"Got {job.config.embedding.model!r}, of {found.shape[1]}, instead. Run the job with the model that the documents were "
+            "embedded with, or take aspects that compare nothing: ctfidf, or llm with llm.candidates=1."
+        )
+    return found
 
 
 @dataclass
@@ -115,22 +133,23 @@ def name_topics(
     reasons |= {topic: "no document and no keyword to show" for topic, mine in asks.items() if not mine}
     with _Asker(job) as asker:
         # everyone's first label before anyone's second
-        turns = [(topic, mine[turn]) for turn in range(config.candidates) for topic in asked if turn < len(mine := asks[topic])]
-        answers = asker.ask([ask for _, ask in turns])
+        turns = [(turn, topic, mine[turn]) for turn in range(config.candidates) for topic in asked if turn < len(mine := asks[topic])]
+        answers = asker.ask([ask for _, _, ask in turns])
         candidates: dict[int, list[_Candidate]] = {topic: [] for topic in asked}
         first: dict[int, _Candidate] = {}
-        for position, ((topic, ask), answer) in enumerate(zip(turns, answers, strict=True)):
+        for (turn, topic, ask), answer in zip(turns, answers, strict=True):
             label, reason = _cleaned(answer, ask, template.own)
             if label is None:
                 reasons.setdefault(topic, reason)
                 continue
             candidate = _Candidate(label)
-            if position < len(asked):
+            if turn == 0:
                 first[topic] = candidate
             if all(normalised(label) != normalised(other.label) for other in candidates[topic]):
                 candidates[topic].append(candidate)
         shown = {topic: _Candidate(", ".join(keywords[topic][:3]) or str(topic)) for topic in order}
-        checked = config.candidates > 1
+        # topics of two embedding models, merged by their words, have no vectors to be compared with
+        checked = config.candidates > 1 and all(len(row["reference_vector"]) for row in rows)
         if checked:
             _rank(asker, rows, [(t, c) for t, mine in candidates.items() for c in mine] + [*first.items(), *shown.items()])
         chosen = {topic: min(mine, key=_merit) for topic, mine in candidates.items() if mine}
@@ -147,7 +166,7 @@ def name_topics(
             status, detail = "fallback", fallback[topic]
         elif checked:
             detail = f"found at place {chosen[topic].rank} of {len([r for r in rows if r['topic_id'] >= 0])}"
-        told.append({"topic_id": topic, "label": labels[topic], "terms": list(keywords[topic]), "status": status, "detail": detail})
+        told.append({"topic_id": topic, "label": labels[topic], "terms": [], "status": status, "detail": detail})
     measures = _measures(order, chosen, first, shown) if checked else {}
     return Named(told, len(chosen), fallback, measures)
 
@@ -157,7 +176,7 @@ def _asks(documents: Sequence[str], keywords: Sequence[str], config: LlmConfig) 
     found: list[Ask] = []
     for turn in range(config.candidates):
         shown = documents[turn * config.documents : (turn + 1) * config.documents] if config.documents else ()
-        ask = Ask(tuple(text[:LONGEST] for text in shown), tuple(keywords[: config.keywords]))
+        ask = Ask(tuple(shown), tuple(keywords[: config.keywords]))
         if (ask.documents or ask.keywords) and ask not in found:
             found.append(ask)
         if not shown:
@@ -183,7 +202,7 @@ def _rank(asker: _Asker, rows: Sequence[Mapping[str, Any]], found: Sequence[tupl
         return
     centres = np.array([row["reference_vector"] for row in real], np.float32)
     texts = sorted({candidate.label for _, candidate in found})
-    vectors = asker.embed(texts)
+    vectors = asker.embed(texts, dimensions=centres.shape[1])
     at = {text: i for i, text in enumerate(texts)}
     picked = vectors[[at[candidate.label] for _, candidate in found]]
     own = np.array([row_of[topic] for topic, _ in found], np.int64)
@@ -260,11 +279,10 @@ class _Asker:
         if self._server is not None:
             self._server.close()
 
-    def embed(self, texts: Sequence[str]) -> Float32:
+    def embed(self, texts: Sequence[str], *, dimensions: int) -> Float32:
         """Return the vectors of labels in the documents' space, float32 (n, d)."""
         pool = self._pool if self._pool is not None else self._job.engines.pool
-        found = np.asarray(pool.call("embed_texts", config=self._job.config.embedding, texts=list(texts)), np.float32)
-        return found
+        return embed_texts(self._job, pool, texts, dimensions=dimensions)
 
     def ask(self, asks: Sequence[Ask]) -> list[Answer]:
         """Return an answer for each ask, in order; what was answered before comes from the store."""
@@ -289,7 +307,7 @@ class _Asker:
                         else:
                             buffer.append((fp, answer))
                         bar.advance(1)
-                        if time.monotonic() - oldest >= FLUSH_SECONDS:
+                        if time.monotonic() - oldest >= DURABLE_SECONDS:
                             self._commit(buffer)
                             oldest = time.monotonic()
                 finally:

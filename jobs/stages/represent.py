@@ -22,8 +22,10 @@ from topicscale.represent.steps import LLM, Step, parse
 from topicscale.represent.view import Float32, View
 from topicscale.store import Snapshot, Store
 from topicscale.tables import OUTLIER
-from topicscale.terms import name, top_terms
+from topicscale.terms import top_terms
 
+LONGEST, CHARACTERS = 20_000, 40
+"""Characters of a document that steps see: at most, and for each unit of ``llm.doc_length``."""
 TERMS = 100
 """Terms of a topic that steps choose from, where none of them asks for more."""
 ALONE: dict[str, Any] = {"keybert": "keybert", "mmr": "mmr", "llm": "llm"}
@@ -121,8 +123,7 @@ def represent(
     views = _views(job, base, store, [row for row in rows if row["topic_id"] in set(topics)], terms=max(TERMS, *asked))
 
     def encode(texts: Sequence[str]) -> Float32:
-        found: Float32 = job.engines.pool.call("embed_texts", config=job.config.embedding, texts=list(texts))
-        return found
+        return naming.embed_texts(job, job.engines.pool, texts, dimensions=len(rows[0]["reference_vector"]))
 
     told: list[dict[str, Any]] = []
     result: dict[str, Any] = {}
@@ -169,7 +170,7 @@ def aspects_of(config: Config, wanted: str | None = None) -> dict[str, tuple[Ste
 
 
 def _row(topic: int, aspect: str, words: list[str]) -> dict[str, Any]:
-    return {"topic_id": topic, "aspect": aspect, "label": name(topic, words), "terms": words, "status": "ok", "detail": ""}
+    return {"topic_id": topic, "aspect": aspect, "label": "", "terms": words, "status": "ok", "detail": ""}
 
 
 def _fixed(held: list[dict[str, Any]], known: list[int], chosen: list[int], aspect: str) -> dict[int, str]:
@@ -187,20 +188,20 @@ def _views(job: Job, base: Snapshot, store: Store, rows: list[dict[str, Any]], *
     views = {}
     for row in rows:
         topic = row["topic_id"]
-        centre = np.asarray(row["reference_vector"], np.float32)
+        centre = np.asarray(row["reference_vector"], np.float32)  # empty where topics of two embedding models were merged
         mine = [doc for doc in ids.get(topic, []) if doc in texts and doc in vectors]
         matrix = np.stack([vectors[doc] for doc in mine]) if mine else np.zeros((0, len(centre)), np.float32)
-        order = mmr(centre, matrix, len(mine), job.config.represent.diversity)
+        order = mmr(centre, matrix, len(mine), job.config.represent.diversity) if mine else []
         known = best.get(topic) or [(word, 1.0) for word in row["keywords"] or []]
         documents = tuple(texts[mine[i]] for i in order)
-        views[topic] = View(topic, tuple(known), documents, matrix[order], centre)
+        views[topic] = View(topic, tuple(known), documents, matrix[order], centre if len(centre) else None)
     return views
 
 
 def _documents(job: Job, base: Snapshot, topics: list[int]) -> tuple[dict[str, str], dict[str, Float32], dict[int, list[str]]]:
     """Return texts and vectors by id, and each topic's nearest documents."""
     store, versions = job.store.uri, base.versions
-    partitions = sorted(row["partition_id"] for row in job.store.table("assignments", version=versions["assignments"]).partitions())
+    partitions = sorted({row["partition_id"] for row in job.store.table("assignments", version=versions["assignments"]).partitions()})
     wanted = job.config.represent.candidate_documents
     at = {"embeddings_version": versions["embeddings"], "assignments_version": versions["assignments"]}
     number = max(topics) + 1
@@ -217,7 +218,9 @@ def _documents(job: Job, base: Snapshot, topics: list[int]) -> tuple[dict[str, s
     for candidates in best.values():
         for _, doc_id, _, pid in candidates:
             of.setdefault(pid, []).append(doc_id)
-    read = {"store_uri": store, "documents_version": versions["documents"], "columns": ["text"]}
+    # the driver holds them for all topics at once
+    longest = min(LONGEST, (job.config.llm.doc_length or LONGEST) * CHARACTERS)
+    read = {"store_uri": store, "documents_version": versions["documents"], "columns": ["text"], "characters": longest}
     texts: dict[str, str] = {}
     for _, found in _each(job, "texts", [Unit(p, {"partition_id": p, "doc_ids": ids, **read}) for p, ids in sorted(of.items())]):
         texts |= {doc_id: row["text"] for doc_id, row in found.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -198,6 +199,10 @@ def test_word_aspects_and_given_names(store) -> None:
             assert len(set(row["terms"])) == 10, (aspect, topic)
     assert topics_of(store)[0]["label"] == "By hand"
     assert labels_of(store)[0]["label"].startswith("All about")
+    model = TopicModel.load(store)
+    described = model.get_topic(1, full=True)
+    assert described["llm"] == [(labels_of(store)[1]["label"], 1.0)]
+    assert [word for word, _ in described["keybert"]] == labels_of(store, "keybert")[1]["terms"]
     keywords = labels_of(store, "ctfidf")
     assert any(labels_of(store, "mmr")[t]["terms"] != keywords[t]["terms"] for t in keywords if t >= 0)
 
@@ -264,6 +269,48 @@ def test_the_packaged_model_in_four_bits(store, capsys) -> None:
     assert set(rows) == {0, 1}
     assert all(row["status"] == "ok" for row in rows.values()), rows
     assert len(answers(store)) >= 2
+
+
+def test_a_killed_job_asks_for_the_rest_alone(store) -> None:
+    script = (
+        "import json, sys; from jobs.label import label; from jobs.progress import Ui\n"
+        "label(sys.argv[1], aspect='llm', overrides=json.loads(sys.argv[2]), ui=Ui('quiet'))"
+    )
+
+    def slowly(prompt: str) -> str:
+        time.sleep(0.4)
+        return about(prompt)
+
+    with serving(slowly) as server:
+        chosen = asked(server.url, "llm.candidates=1", "llm.concurrency=1")
+        process = subprocess.Popen([sys.executable, "-c", script, str(store), json.dumps(chosen)])
+        try:
+            deadline = time.monotonic() + 120
+            while len(server.prompts) < 8 and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.02)
+        finally:
+            process.kill()
+            process.wait()
+        first = len(server.prompts)
+        assert Store(store).pin().generation == 1, "half the labels are no generation"
+        assert len(answers(store)) >= 3
+        found = label(store, aspect="llm", overrides=chosen, ui=QUIET)
+        again = len(set(server.prompts[:first]) & set(server.prompts[first:]))
+    assert found["labelled"] == found["topics"]
+    assert again <= first - 3, "what was answered and written is not asked again"
+
+
+def test_the_python_api_describes_topics(store) -> None:
+    model = TopicModel(representation_model={"words": "keybert"}, config={"topics": {"min_size": 5}})
+    assert model.config.represent.aspects == {"words": "keybert"}
+    with pytest.raises(RequestError, match="object"):
+        TopicModel(representation_model=object())
+    model = TopicModel.load(store)
+    with serving(about) as server:
+        found = model.label_topics("llm", topics=[0], url=server.url, model="test-model")
+    assert found["topics"] == 1
+    assert model.topic_labels_[0].startswith("All about")
+    assert model.custom_labels_ is None, "a model's labels are nobody's hand"
 
 
 def test_a_pool_with_a_killed_worker_names_every_topic_once(store) -> None:

@@ -1,5 +1,6 @@
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -142,3 +143,14 @@ def test_ray_leaves_print_alone(ray_layout) -> None:
 
     tqdm_ray.instance()  # what Ray makes when a worker first says something, and what would replace `print`
     assert type(print).__name__ == "builtin_function_or_method"
+
+
+def test_a_process_can_start_ray_again() -> None:
+    """As a notebook does that fits two models, one after the other."""
+    script = (
+        "from ray_actors import runtime; from topicscale.config import RayConfig; import ray\n"
+        "for number in range(2):\n"
+        "    runtime.start(RayConfig()); print(ray.get(ray.remote(lambda: number).remote())); runtime.stop()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
+    assert done.stdout.split() == ["0", "1"], done.stderr[-2000:]

@@ -212,7 +212,10 @@ def _aspects(store: Reader) -> dict[int, dict[str, Aspect]]:
     for row in store.read("topic_labels").to_pylist():
         # c-TF-IDF's words are the keywords already
         if row["aspect"] != "ctfidf" and row["status"] != "failed":
-            result.setdefault(row["topic_id"], {})[row["aspect"]] = Aspect(tuple(row["terms"] or ()), row["label"] or "")
+            # a model that gave no label: the topic goes by its keywords, which are there already
+            label = "" if row["status"] == "fallback" else row["label"] or ""
+            if label or row["terms"]:
+                result.setdefault(row["topic_id"], {})[row["aspect"]] = Aspect(tuple(row["terms"] or ()), label)
     return result
 
 
