@@ -70,6 +70,7 @@ def forget(ids_file: str | Path, store: str | Path, *, ui: Ui | None = None) -> 
         ids = sorted({*asked, *(json.loads(pending.read_text()) if pending.exists() else [])})
         reader = Store(store)
         base = reader.pin()
+        ingest.check_base(target, base)
         config = Config.from_dict(base.configuration)
         with opened(target, config, run_id, ui, rows=0, adds=True) as job:
             gone = _find(reader, ids)

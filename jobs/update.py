@@ -14,7 +14,7 @@ import pyarrow as pa
 from jobs.job import Job, Partition, new_run_id, opened
 from jobs.progress import Ui
 from jobs.run import Result, fit, validate
-from jobs.stages import add, cluster, embed, refine, represent, zeroshot
+from jobs.stages import add, cluster, embed, ingest, refine, represent, zeroshot
 from topicscale.config import Config, load
 from topicscale.errors import JobFailed, RequestError, StoreError
 from topicscale.store import Snapshot, Store, next_version, unit_id
@@ -54,6 +54,7 @@ def update(paths: Sequence[str], store: str | Path, *, overrides: Sequence[str] 
     run_id = new_run_id()
     with target.lock(run_id):
         base = target.pin()
+        ingest.check_base(target, base)
         held = Config.from_dict(base.configuration)
         read = dataclasses.asdict(held.input) | {"paths": list(paths)}
         config = load(values={**held.to_dict(), "input": read}, overrides=overrides)

@@ -7,10 +7,11 @@ import time
 from jobs.job import Job, Partition
 from topicscale.errors import JobFailed, StoreError
 from topicscale.inputs import InputPlan
-from topicscale.store import Store, next_version, says, unit_id
+from topicscale.store import WHOLE, Snapshot, Store, next_version, says, unit_id
 from topicscale.tables import PARTITION, batch_suffix
 
 TABLES = ("documents", "quarantine", "partitions")
+_PER_PARTITION = (("embeddings", "embed"), ("local_assignments", "cluster"), ("local_topics", "cluster"), ("assignments", "assign"))
 
 
 def print_of(job: Job, plan: InputPlan) -> str:
@@ -82,6 +83,22 @@ def check_batches(store: Store) -> None:
             f"An update of {store.uri!r} was cut short. Finish it first, by running it again, or another one, which takes its place: "
             f"topicscale update --input ... --store {store.uri}"
         )
+
+
+def check_base(store: Store, base: Snapshot) -> None:
+    """Raise StoreError when a run that was cut short has changed what a generation is made of: what is added would be mixed with it."""
+    versions = base.versions
+    partitions = {row[PARTITION] for row in store.table("documents", version=versions["documents"]).partitions()}
+    units = [("documents", "ingest", WHOLE), ("pilots", "calibrate", WHOLE), ("document_map", "map", WHOLE)]
+    units += [(table, stage, pid) for table, stage in _PER_PARTITION for pid in sorted(partitions)]
+    handles = {table: (store.table(table, version=versions[table]), store.table(table)) for table, _, _ in units}
+    for table, stage, pid in units:
+        held, now = (handle.transaction_version(unit_id(stage, pid)) for handle in handles[table])
+        if held != now:
+            raise StoreError(
+                f"A run of {store.uri!r} was cut short after it had begun to change the table {table!r}. Finish it first, by running it "
+                "again; or run the store's former configuration again, which brings its tables back."
+            )
 
 
 def _check_share(job: Job, documents: int) -> None:

@@ -23,7 +23,7 @@ from jobs.job import Job
 from ray_actors.pool import Pool, Unit
 from ray_actors.runtime import Layout
 from topicscale.config import LlmConfig, fingerprint
-from topicscale.errors import JobFailed, RequestError
+from topicscale.errors import JobFailed, RequestError, ResourceError
 from topicscale.llm import models
 from topicscale.llm.backend import Answer, Ask
 from topicscale.llm.clean import clean
@@ -397,13 +397,13 @@ class _Asker:
             self._job.engines.release()  # their processors and memory are the model's now
             total = ray.cluster_resources()
             gpus = total.get("GPU", 0.0)
-            if gpus and self._config.gpu_memory is None:
-                from ray_actors.label import gpu_memory
-
-                memory = float(ray.get(ray.remote(num_gpus=1)(gpu_memory).remote(), timeout=self._job.config.ray.timeout))
-            else:
-                memory = (self._config.gpu_memory or 0.0) * 2**30
-            of = size(models.resolve(self._config.model), self._config)
+            memory = (self._config.gpu_memory or 0.0) * 2**30
+            if gpus and not memory:
+                memory = self._gpu_memory()
+            model = models.resolve(self._config.model)
+            if not models.is_unpacked(model):
+                self._job.ui.log("stage", f"label: unpacking {model.name}, once on this machine", stage="label")
+            of = size(model, self._config)
             layout = plan(self._config, of, cpus=int(total.get("CPU", 1)), gpus=gpus, gpu_memory=memory, memory=total.get("memory", 0.0))
             self._job.ui.log("stage", f"label: {self._config.model}, {layout}", stage="label", need=round(layout.need))
             from ray_actors.label import Labeller
@@ -413,6 +413,19 @@ class _Asker:
             self._pool = Pool(shape, attempts=ray_config.attempts, timeout=ray_config.timeout, worker=Labeller)
             self._layout = layout
         return self._pool, self._layout
+
+    def _gpu_memory(self) -> float:
+        import ray
+
+        from ray_actors.label import gpu_memory
+
+        seconds = self._job.config.ray.timeout
+        try:
+            return float(ray.get(ray.remote(num_gpus=1)(gpu_memory).remote(), timeout=seconds))
+        except ray.exceptions.GetTimeoutError as error:
+            raise ResourceError(
+                f"No GPU of the cluster came free within {seconds:g} s (ray.timeout) to be asked for its memory."
+            ) from error
 
 
 def _server(config: LlmConfig) -> Server:

@@ -239,6 +239,23 @@ def test_forget_refuses_bad_requests(updated, tmp_path) -> None:
         forget(tmp_path / "no.txt", updated[0], ui=QUIET)
 
 
+def test_a_run_that_was_cut_short_is_finished_before_anything_is_added(base, inputs, tmp_path, monkeypatch) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(base, store)
+    listed = tmp_path / "ids.txt"
+    listed.write_text(OLD[0][0])
+    with monkeypatch.context() as broken:
+        broken.setattr("jobs.stages.cluster.cluster", lambda *_: (_ for _ in ()).throw(JobFailed("as the test wants it")))
+        with pytest.raises(JobFailed, match="as the test"):
+            run(settings(inputs["old"], "embedding.max_tokens=16"), str(store), ui=QUIET)
+    for other in (lambda: update([str(inputs["sport"])], store, ui=QUIET), lambda: forget(listed, store, ui=QUIET)):
+        with pytest.raises(StoreError, match="embeddings"):
+            other()
+    assert Store(store).pin().generation == 1
+    run(settings(inputs["old"]), str(store), ui=QUIET)
+    assert update([str(inputs["sport"])], store, ui=QUIET)["documents"] == len(SPORT)
+
+
 def test_a_killed_update_ends_with_the_same_tables(base, inputs, tmp_path) -> None:
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     shutil.copytree(base, calm)

@@ -13,7 +13,7 @@ from typing import Any
 from topicscale.config import LlmConfig
 from topicscale.errors import ModelError
 from topicscale.llm.backend import Answer, Ask
-from topicscale.llm.models import CONTEXT, folder, resolve
+from topicscale.llm.models import CONTEXT, folder, quiet, resolve
 from topicscale.llm.prompts import Template, fit, load, render
 from topicscale.terms import words
 
@@ -40,6 +40,7 @@ class Local:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+        quiet()
         torch.set_num_threads(threads)
         where = folder(resolve(config.model))
         quantization = None

@@ -101,12 +101,10 @@ def folder(model: ResolvedLlm) -> Path:
     Unpacking takes half a minute for a small model, and 2 bytes a parameter on the disk. The folder is in the user's cache
     (XDG_CACHE_HOME), by the file's digest.
     """
-    if not model.gguf:
-        return model.path
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "topicscale" / "gguf"
-    target = base / model.revision
-    if target.is_dir():
-        return target
+    if is_unpacked(model):
+        return _target(model)
+    target = _target(model)
+    base = target.parent
     base.mkdir(parents=True, exist_ok=True)
     with _alone(base / f"{model.revision}.lock"):
         if target.is_dir():  # another worker was first
@@ -120,10 +118,30 @@ def folder(model: ResolvedLlm) -> Path:
     return target
 
 
+def is_unpacked(model: ResolvedLlm) -> bool:
+    """Return whether :func:`folder` has nothing to do."""
+    return _target(model).is_dir()
+
+
+def _target(model: ResolvedLlm) -> Path:
+    if not model.gguf:
+        return model.path
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "topicscale" / "gguf" / model.revision
+
+
+def quiet() -> None:
+    """Keep transformers' progress bars and advice off the terminal."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
 def _unpack(file: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    quiet()
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
