@@ -11,7 +11,7 @@ from jobs.job import new_run_id, opened
 from jobs.progress import Ui
 from jobs.stages import represent as stage
 from topicscale.config import Config, load
-from topicscale.errors import RequestError
+from topicscale.errors import RequestError, StoreError
 from topicscale.store import Store
 
 SECTIONS = ("represent", "llm", "ray", "spark")
@@ -27,6 +27,7 @@ def label(
     file: str | Path | None = None,
     overrides: Sequence[str] = (),
     ui: Ui | None = None,
+    generation: int | None = None,
 ) -> dict[str, Any]:
     """Describe the topics of a store's newest generation, and return what became of them.
 
@@ -45,6 +46,8 @@ def label(
         A YAML file or preset with ``represent`` and ``llm``, over the store's own configuration.
     overrides : sequence of str
         ``llm.key=value`` and the like.
+    generation : int, optional
+        The generation whose topics the ids mean; another one is refused.
 
     Raises
     ------
@@ -59,6 +62,8 @@ def label(
     began = time.monotonic()
     target = Store(store)
     base = target.pin()
+    if generation not in (None, base.generation):
+        raise StoreError(f"The store {target.uri!r} has moved on from generation {generation} to {base.generation}. Load it again.")
     config = configuration(base.configuration, file, overrides)
     aspects = stage.aspects_of(config, aspect)
     stage.check(config, aspects)
@@ -87,20 +92,17 @@ def configuration(held: Mapping[str, Any], file: str | Path | None, overrides: S
     RequestError
         Another part is changed.
     """
-    given = load(file=file, overrides=overrides).to_dict()
-    plain = Config().to_dict()
-    for section, values in given.items():
-        if section not in SECTIONS and values != plain[section]:
-            key = next(key for key in values if values[key] != plain[section][key])
+    known = Config().to_dict()
+    before = Config.from_dict({section: values for section, values in held.items() if section in known}).to_dict()
+    config = load(base=before, file=file, overrides=overrides)
+    for section, values in config.to_dict().items():
+        changed = [key for key in values if values[key] != before[section][key]]
+        if changed and section not in SECTIONS:
             raise RequestError(
-                f"label can only change how topics are described ({', '.join(f'{s}.*' for s in SECTIONS)}). Got {section}.{key} instead. "
-                "Give it to `topicscale run` or `update --refit`."
+                f"label can only change how topics are described ({', '.join(f'{s}.*' for s in SECTIONS)}). Got {section}.{changed[0]} "
+                "instead. Give it to `topicscale run` or `update --refit`."
             )
-    values = Config.from_dict(held).to_dict() if "embedding" in held else {**plain, **held}
-    for section in SECTIONS:
-        changed = {key: value for key, value in given[section].items() if value != plain[section][key]}
-        values[section] = {**values.get(section, {}), **changed}
-    return Config.from_dict(values)
+    return config
 
 
 def describe(found: Mapping[str, Any]) -> str:

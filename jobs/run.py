@@ -154,10 +154,11 @@ def _stages(job: Job, plan: inputs.InputPlan | None, fitted_batches: int) -> Sna
         "failed": job.failed,
         "fitted_batches": fitted_batches,
     }
+    failed = {stage: sorted(units) for stage, units in job.failed.items()}
     snapshot = job.store.publish(
         configuration=job.config.to_dict(),
         summary=summary,
-        unit_fingerprint=job.print_of("publish", published, {stage: sorted(units) for stage, units in job.failed.items()}),
+        unit_fingerprint=job.print_of("publish", published, failed, *represent.parts_of(job.config)),
     )
     return represent.configured(job, snapshot, published)
 

@@ -65,9 +65,13 @@ def update(paths: Sequence[str], store: str | Path, *, overrides: Sequence[str] 
         with opened(target, config, run_id, ui, rows=plan.rows, adds=True) as job:
             fp = job.print_of("batch", number, plan.fingerprint, {**read, "paths": None})
             found = _batch(job, base, batches, number, plan, fp)
-            if found["new_topics"] and (aspects := represent.parse(config.represent.aspects)):
-                snapshot = represent.represent(job, target.snapshots()[-1], aspects=aspects, only=found["new_topics"]).snapshot
-                found["generation"] = snapshot.generation
+            if aspects := represent.parse(config.represent.aspects):
+                # all that have none: what an update could not do, or was stopped before it did, the next one does
+                try:
+                    snapshot = represent.represent(job, target.snapshots()[-1], aspects=aspects, missing=True).snapshot
+                    found["generation"] = snapshot.generation
+                except JobFailed as error:
+                    ui.log("warning", f"The batch is added; its new topics have no descriptions yet: {error}")
     return {**found, "store": target.uri, "run_id": run_id, "seconds": round(time.monotonic() - began, 3)}
 
 

@@ -202,7 +202,7 @@ class LlmConfig:
     actors: int | None = None
     """Workers; None derives them from GPUs or memory and the model's size."""
     gpus_per_actor: float | None = None
-    """Fractions allowed; None derives them from the model's size and ``gpu_memory``."""
+    """A fraction or a whole number, 0 for the processor; None derives it from the model's size and ``gpu_memory``."""
     gpu_memory: float | None = None
     """GiB of one GPU; None asks the GPU."""
     concurrency: int = 8
@@ -287,8 +287,14 @@ class Config:
         return built
 
 
-def load(*, file: str | Path | None = None, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> Config:
-    """Return the configuration from a YAML file or preset name, then ``values``, then ``key.path=value`` overrides.
+def load(
+    *,
+    file: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    values: Mapping[str, Any] | None = None,
+    base: Mapping[str, Any] | None = None,
+) -> Config:
+    """Return the configuration from ``base``, then a YAML file or preset name, then ``values``, then ``key.path=value`` overrides.
 
     Raises
     ------
@@ -296,8 +302,10 @@ def load(*, file: str | Path | None = None, overrides: Sequence[str] = (), value
         The file is missing or is no YAML mapping, a key is unknown, or a value does not fit.
     """
     merged: dict[str, Any] = {}
+    if base:
+        _merge(merged, base)
     if file is not None:
-        merged = _read_yaml(Path(file))
+        _merge(merged, _read_yaml(Path(file)))
     if values:
         _merge(merged, values)
     for item in overrides:
@@ -493,9 +501,14 @@ def _validate(config: Config) -> None:
     check(c.llm.repetition_penalty > 0, "llm.repetition_penalty", "above 0")
     for key in ("candidates", "max_new_tokens", "concurrency", "attempts", "timeout"):
         check(getattr(c.llm, key) > 0, f"llm.{key}", "above 0")
-    for key in ("doc_length", "batch_size", "actors", "gpus_per_actor", "gpu_memory", "max_topics", "max_tokens", "max_seconds"):
+    for key in ("doc_length", "batch_size", "actors", "gpu_memory", "max_topics", "max_tokens", "max_seconds"):
         value = getattr(c.llm, key)
         check(value is None or value > 0, f"llm.{key}", "above 0")
+    share = c.llm.gpus_per_actor
+    whole = share is None or 0 <= share <= 1 or (share > 1 and share.is_integer())
+    check(whole, "llm.gpus_per_actor", "a fraction up to 1, or a whole number; 0 for the processor")
+    if c.llm.url is not None and "@" in c.llm.url:
+        raise ConfigError(f"llm.url must hold no user and no password (it is not shown). Give a key by the variable {c.llm.api_key_env}.")
     fit = c.llm.url is None or c.llm.url.startswith(("http://", "https://"))
     check(fit, "llm.url", "an address that begins with http:// or https://")
     check(c.llm.backend != "server" or c.llm.url is not None, "llm.url", "given when llm.backend is server")

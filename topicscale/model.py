@@ -494,10 +494,14 @@ class TopicModel:
         from jobs.progress import Ui
 
         self._fitted()
+        assert self._snapshot is not None
+        generation = self._snapshot.generation
         chosen = [f"llm.{key}={json.dumps(value)}" for key, value in llm.items()]
         wanted = None if topics is None else set(topics)
         ui = Ui("auto" if self.verbose else "quiet")
-        found = label(self.store, aspect=aspect, topics=wanted, only_unlabelled=only_unlabelled, overrides=chosen, ui=ui)
+        found = label(
+            self.store, aspect=aspect, topics=wanted, only_unlabelled=only_unlabelled, overrides=chosen, ui=ui, generation=generation
+        )
         self._open(Store(self.store).pin())
         return found
 

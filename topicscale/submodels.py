@@ -79,6 +79,9 @@ def _steps(value: Any) -> Any:
         )
     name, keys = _REPRESENTATIONS[kind]
     given = {key: getattr(value, key, None) for key in keys}
+    pipeline = getattr(getattr(value, "model", None), "meta", None) if name == "pos" else None
+    if isinstance(pipeline, Mapping):  # spaCy's name for what was loaded
+        given["model"] = f"{pipeline.get('lang')}_{pipeline.get('name')}"
     return {"type": name, **{key: item for key, item in given.items() if item is not None}}
 
 

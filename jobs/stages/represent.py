@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jobs.job import Job
-from jobs.stages import naming
+from jobs.stages import asking, naming
 from ray_actors.pool import Unit
 from topicscale import labels
 from topicscale.config import Config
@@ -52,7 +52,7 @@ def check(config: Config, aspects: Mapping[str, Sequence[Step]]) -> None:
     """Raise what can be known to fail before anything is started."""
     steps.check(aspects)
     if _asks_model(aspects):
-        naming.check(config.llm)
+        asking.check(config.llm)
 
 
 def configured(job: Job, base: Snapshot, published: str) -> Snapshot:
@@ -66,11 +66,16 @@ def configured(job: Job, base: Snapshot, published: str) -> Snapshot:
     aspects = parse(job.config.represent.aspects)
     if not aspects:
         return base
-    shown = (job.config.represent, job.config.llm if _asks_model(aspects) else None)
-    fp = job.print_of("represent", published, *shown)
+    fp = job.print_of("represent", published, *parts_of(job.config))
     if base.summary.get("represented") == fp:
         return base
     return represent(job, base, aspects=aspects, summary={"represented": fp}).snapshot
+
+
+def parts_of(config: Config) -> tuple[Any, ...]:
+    """Return what aspects add to the fingerprint of a generation: nothing where there are none."""
+    aspects = parse(config.represent.aspects)
+    return (config.represent, config.llm if _asks_model(aspects) else None) if aspects else ()
 
 
 def _asks_model(aspects: Mapping[str, Sequence[Step]]) -> bool:
@@ -115,15 +120,22 @@ def represent(
     known = [row["topic_id"] for row in rows if row["topic_id"] != OUTLIER]
     if unknown := sorted(set(only or ()) - set(known)):
         raise RequestError(f"--topics must name topics of this store (0 to {max(known, default=OUTLIER)}). Got {unknown[0]} instead.")
-    wanted = {aspect: [t for t in known if (only is None or t in only) and not (missing and (t, aspect) in there)] for aspect in aspects}
+    if any(step.type == "keybert" for chain in aspects.values() for step in chain) and not asking.comparable(job.config):
+        raise RequestError(
+            "keybert compares words with the documents' vectors, which came with the documents (input.embedding_column): by which model is "
+            "not known. Take mmr or llm: topicscale label --aspect llm."
+        )
+    among = set(known) if only is None else set(only)
+    wanted = {aspect: [t for t in known if t in among and not (missing and (t, aspect) in there)] for aspect in aspects}
     topics = sorted({topic for chosen in wanted.values() for topic in chosen})
     if not topics:
         return Outcome(base, list(aspects), 0)
     asked = (step.parameters.get(key, 0) for chain in aspects.values() for step in chain for key in ("nr_candidate_words", "top_n_words"))
-    views = _views(job, base, store, [row for row in rows if row["topic_id"] in set(topics)], terms=max(TERMS, *asked))
+    described = set(topics)
+    views = _views(job, base, store, [row for row in rows if row["topic_id"] in described], terms=max(TERMS, *asked))
 
     def encode(texts: Sequence[str]) -> Float32:
-        return naming.embed_texts(job, job.engines.pool, texts, dimensions=len(rows[0]["reference_vector"]))
+        return asking.embed_texts(job, job.engines.pool, texts, dimensions=len(rows[0]["reference_vector"]))
 
     told: list[dict[str, Any]] = []
     result: dict[str, Any] = {}
@@ -134,18 +146,22 @@ def represent(
         words = steps.describe(chosen, chain, encode, top_n_words=job.config.terms.top_n_words)
         if _asks_model({aspect: chain}):
             fixed = _fixed(held, known, wanted[aspect], aspect)
-            found = naming.name_topics(job, chosen, [[word for word, _ in terms] for terms in words], rows=rows, taken=fixed)
+            before = {r["topic_id"]: r["label"] for r in held if r["aspect"] == aspect and r["status"] == "ok"}
+            found = naming.name_topics(job, chosen, [[word for word, _ in terms] for terms in words], rows=rows, taken=fixed, before=before)
             told += [{**row, "aspect": aspect} for row in found.rows]
             result = {"labelled": found.labelled, "fallback": found.fallback, "measures": found.measures}
         else:
             told += [_row(view.topic_id, aspect, [word for word, _ in terms]) for view, terms in zip(chosen, words, strict=True)]
         job.ui.log("stage", f"represent: {aspect} for {len(chosen):,} topics", stage="represent", aspect=aspect)
+    if naming.passing(result.get("fallback") or {}):
+        summary = None  # to be tried again by the next run
     made = {(row["topic_id"], row["aspect"]) for row in told}
     order = lambda row: (row["topic_id"], row["aspect"])  # noqa: E731
     after = sorted([row for row in held if (row["topic_id"], row["aspect"]) not in made] + told, key=order)
     snapshot = base
     if after != sorted(held, key=order) or summary:
-        changed = {row["topic_id"] for row in told if row["aspect"] == LLM}
+        old, new = labels.names(held), labels.names(after)
+        changed = {topic for topic in (*old, *new) if old.get(topic) != new.get(topic)}
         snapshot = labels.rewrite(store, base, after, changed, summary=summary)
         job.whole("represent", job.print_of("represent", snapshot.generation), rows=len(topics), seconds=time.monotonic() - began)
     return Outcome(snapshot, list(aspects), len(topics), **result)
@@ -175,8 +191,9 @@ def _row(topic: int, aspect: str, words: list[str]) -> dict[str, Any]:
 
 def _fixed(held: list[dict[str, Any]], known: list[int], chosen: list[int], aspect: str) -> dict[int, str]:
     """Return the labels that stay whatever the model says: given by hand or in advance, and those of topics that are not asked about."""
-    fixed = {row["topic_id"]: row["label"] for row in held if row["aspect"] == "zeroshot" and row["topic_id"] in set(known)}
-    fixed = {**{r["topic_id"]: r["label"] for r in held if r["aspect"] == aspect and r["topic_id"] not in set(chosen)}, **fixed}
+    here, asked = set(known), set(chosen)
+    fixed = {row["topic_id"]: row["label"] for row in held if row["aspect"] == "zeroshot" and row["topic_id"] in here}
+    fixed = {**{r["topic_id"]: r["label"] for r in held if r["aspect"] == aspect and r["topic_id"] not in asked}, **fixed}
     return {**fixed, **labels.held(held)}
 
 

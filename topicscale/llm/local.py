@@ -56,7 +56,7 @@ class Local:
                 where,
                 dtype=torch.bfloat16,
                 quantization_config=quantization,
-                device_map="auto" if device == "cuda" else {"": "cpu"},
+                device_map=_place(device),
                 trust_remote_code=False,
                 use_safetensors=True,
             )
@@ -135,7 +135,7 @@ class Local:
         import torch
         from transformers import GenerationConfig, StoppingCriteriaList
 
-        config, pad = self._config, self._tokenizer.pad_token_id or self._tokenizer.eos_token_id or 0  # never looked at
+        config, pad = self._config, self._tokenizer.pad_token_id or self._tokenizer.eos_token_id or 0  # masked
         width = max(map(len, prompts))
         rows = torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompts], device=self._model.device)
         mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=self._model.device)
@@ -196,6 +196,15 @@ class Local:
                 parts.append(torch.cat(padded))
             together.update(parts[0], parts[1], layer)
         return together
+
+
+def _place(device: str) -> Any:
+    """Return where the weights go: over several GPUs only where the worker was given several."""
+    import torch
+
+    if device != "cuda":
+        return {"": "cpu"}
+    return "auto" if torch.cuda.device_count() > 1 else {"": 0}
 
 
 class _FirstLine:

@@ -42,7 +42,9 @@ class Size:
     def need(self, batch: int, *, fixed: float) -> float:
         """Return the bytes of a worker that answers ``batch`` prompts at once, each as long as can be."""
         logits = 4.0 * self.vocabulary * batch
-        return fixed + self.weights + batch * self.context * self.token + 2 * logits
+        read = batch * self.context * self.token
+        # several prompts are read one by one and then put together: for a moment there are two copies
+        return fixed + self.weights + (2 * read if batch > 1 else read) + 2 * logits
 
 
 @dataclass(frozen=True)
@@ -142,9 +144,9 @@ def _on_gpus(config: LlmConfig, of: Size, *, cpus: int, gpus: float, usable: flo
     if share is None:
         # a model larger than a GPU spreads over several; each of them pays for its context
         spread = max(1, math.ceil((smallest - GPU_FIXED) / (usable - GPU_FIXED))) if smallest > usable else 1
-        share = float(spread) if spread > 1 else 1.0
+        share = float(spread)
         if spread == 1 and config.actors and config.actors > gpus:
-            share = max(gpus / config.actors, 0.01)
+            share = 1.0 / math.ceil(config.actors / gpus)  # so many on each: a worker is never on parts of two
     room = usable * share - GPU_FIXED * max(0.0, share - 1)
     if share > gpus or smallest > room:
         raise ResourceError(
@@ -157,7 +159,8 @@ def _on_gpus(config: LlmConfig, of: Size, *, cpus: int, gpus: float, usable: flo
         raise ResourceError(
             f"llm.batch_size={batch} of {config.model!r} needs {need / GIB:.1f} GiB, and a worker has {room / GIB:.1f} GiB. Lower it."
         )
-    actors = config.actors or max(1, math.floor(gpus / share + 1e-9))
-    if actors * share > gpus + 1e-9:
-        raise ResourceError(f"{actors} workers of {share:g} GPUs need {actors * share:g} GPUs, and there are {gpus:g}. Lower llm.actors.")
+    most = math.floor(gpus) * math.floor(1 / share + 1e-9) if share < 1 else math.floor(gpus / share)
+    actors = config.actors or max(1, most)
+    if actors > most:
+        raise ResourceError(f"{gpus:g} GPUs hold {most} workers of {share:g} GPUs. Got llm.actors={actors} instead. Lower it.")
     return LlmLayout(actors, max(1, min(4, cpus // actors)), share, batch, need)
