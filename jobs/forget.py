@@ -135,7 +135,7 @@ def _remove(job: Job, reader: Store, base: Snapshot, gone: pa.Table, ids: list[s
     prints = embed.prints_of(job, ingest.read_partitions(job))
     removed, trends = Sums(np.zeros(number + 1, np.int64), np.zeros_like(before.sums.vector_sums)), {}
     lineage: dict[tuple[str, int], dict[str, Any]] = {}
-    with job.ui.stage("forget", len(partitions)) as bar:
+    with job.ui.stage("forget", len(partitions), unit="partitions") as bar:
         for pid in partitions:
             sums, leaves = _partition(job, base, pid, ids, prints.get(pid, fp), fp, number)
             removed, trends[pid] = removed + sums, sums.counts

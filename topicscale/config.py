@@ -190,7 +190,9 @@ class LlmConfig:
     tokenizer: Literal["char", "whitespace", "vectorizer", "model"] = "whitespace"
     """What ``doc_length`` counts: characters, words, terms as c-TF-IDF counts them, or the model's tokens."""
     candidates: int = 3
-    """Labels asked for per topic. Beyond one, the label is kept that best finds its own topic among all topics."""
+    """Labels asked for per topic. Beyond one, they are checked: the one is kept that best finds its own topic among all topics."""
+    place: int = 1
+    """Where a checked label has to find its own topic to be kept: the best place, or so far down; as well as its keywords do is enough."""
     temperature: float = 0.0
     """0 takes the most probable token always (greedy); above, tokens are drawn."""
     repetition_penalty: float = 1.0
@@ -499,7 +501,7 @@ def _validate(config: Config) -> None:
     check(c.llm.documents + c.llm.keywords > 0, "llm.keywords", "above 0 when llm.documents is 0")
     check(c.llm.temperature >= 0, "llm.temperature", "at least 0")
     check(c.llm.repetition_penalty > 0, "llm.repetition_penalty", "above 0")
-    for key in ("candidates", "max_new_tokens", "concurrency", "attempts", "timeout"):
+    for key in ("candidates", "place", "max_new_tokens", "concurrency", "attempts", "timeout"):
         check(getattr(c.llm, key) > 0, f"llm.{key}", "above 0")
     for key in ("doc_length", "batch_size", "actors", "gpu_memory", "max_topics", "max_tokens", "max_seconds"):
         value = getattr(c.llm, key)

@@ -123,7 +123,7 @@ class Asker:
             oldest = time.monotonic()
             told = f"label: {len(pending):,} prompts"
             self._job.ui.log("stage", f"{told}, {len(answers):,} answered before" if answers else told, stage="label")
-            with self._job.ui.stage("label", len(pending)) as bar:
+            with self._job.ui.stage("label", len(pending), unit="prompts") as bar:
                 try:
                     for fp, given in self._answers(pending):
                         answer = answers[fp] = dataclasses.replace(given, text=_kept(given.text))

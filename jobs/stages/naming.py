@@ -25,6 +25,7 @@ from topicscale.llm.unique import clashes, distinct, normalised
 from topicscale.represent.view import View
 
 NO_LABEL, NOTHING = "the answer was no label", "no document and no keyword to show"
+UNFOUND = "no label finds the topic as well as its keywords"
 """How reasons begin that asking again would not change, with those of limits. Others may be gone the next time."""
 
 
@@ -111,13 +112,20 @@ def name_topics(
         if checked:
             _rank(asker, rows, [(t, c) for t, mine in candidates.items() for c in mine] + [*first.items(), *shown.items()])
         chosen = {topic: min(mine, key=_merit) for topic, mine in candidates.items() if mine}
-        _settle(asker, job, rows, asks, chosen, keywords, taken, checked)
-    kept = {topic: before[topic] for topic in order if topic not in chosen and topic in before}
-    labels = distinct({topic: c.label for topic, c in chosen.items() if topic not in taken}, keywords, {**kept, **taken})
-    # what goes by another name may be described by any label
-    labels |= {topic: c.label for topic, c in chosen.items() if topic in taken}
-    fallback = {topic: reasons.get(topic, "no answer") for topic in order if topic not in labels and topic not in kept}
-    labels |= {topic: shown[topic].label for topic in fallback}
+        if checked:
+            enough = {topic: max(config.place, shown[topic].rank) for topic in order}
+            for topic in [t for t, best in chosen.items() if best.rank > enough[t]]:
+                reasons[topic] = f"{UNFOUND}: at place {chosen.pop(topic).rank}, by its keywords at {shown[topic].rank}"
+        _settle(asker, job, rows, asks, chosen, keywords, taken, enough if checked else None)
+        kept = {topic: before[topic] for topic in order if topic not in chosen and topic in before}
+        labels = distinct({topic: c.label for topic, c in chosen.items() if topic not in taken}, keywords, {**kept, **taken})
+        # what goes by another name may be described by any label
+        labels |= {topic: c.label for topic, c in chosen.items() if topic in taken}
+        fallback = {topic: reasons.get(topic, "no answer") for topic in order if topic not in labels and topic not in kept}
+        labels |= {topic: shown[topic].label for topic in fallback}
+        final = {topic: _Candidate(label) for topic, label in (labels | kept).items()}
+        if checked:
+            _rank(asker, rows, list(final.items()))
     told = []
     number = sum(row["topic_id"] >= 0 for row in rows)
     for topic in sorted(labels):
@@ -125,9 +133,9 @@ def name_topics(
         if topic in fallback:
             status, detail = "fallback", fallback[topic]
         elif checked:
-            detail = f"found at place {chosen[topic].rank} of {number}"
+            detail = f"found at place {final[topic].rank} of {number}"
         told.append({"topic_id": topic, "label": labels[topic], "terms": [], "status": status, "detail": detail})
-    measures = _measures(order, chosen, first, shown) if checked else {}
+    measures = _measures(order, final, first, shown) if checked else {}
     return Named(told, len(chosen), fallback, measures)
 
 
@@ -154,7 +162,7 @@ def _cleaned(answer: Answer, ask: Ask, prompt: str) -> tuple[str | None, str]:
 
 def passing(fallback: Mapping[int, str]) -> bool:
     """Return whether some topic got no label for a reason that may be gone the next time: a server that was busy, a worker that died."""
-    return any(not reason.startswith((LIMIT, NO_LABEL, NOTHING)) for reason in fallback.values())
+    return any(not reason.startswith((LIMIT, NO_LABEL, NOTHING, UNFOUND)) for reason in fallback.values())
 
 
 def _merit(candidate: _Candidate) -> tuple[int, float]:
@@ -185,9 +193,12 @@ def _settle(
     chosen: dict[int, _Candidate],
     keywords: Mapping[int, Sequence[str]],
     taken: Mapping[int, str],
-    checked: bool,
+    enough: Mapping[int, int] | None,
 ) -> None:
-    """Ask again about topics of one label, each with the others' keywords; an answer that is nobody's label replaces it."""
+    """Ask again about topics of one label, each with the others' keywords; an answer that is nobody's label replaces it.
+
+    ``enough`` is the place at which an answer has to find its topic; None where that is not checked.
+    """
     labels = {**{topic: c.label for topic, c in chosen.items()}, **taken}
     groups = [[topic for topic in group if topic in chosen and topic not in taken] for group in clashes(labels)]
     again: list[tuple[int, Ask]] = []
@@ -203,11 +214,11 @@ def _settle(
         label, _ = _cleaned(answer, ask, load(job.config.llm).own)
         if label is not None:
             fresh.append((topic, _Candidate(label)))
-    if checked:
+    if enough is not None:
         _rank(asker, rows, fresh)
     used = {normalised(label) for topic, label in labels.items()}
     for topic, candidate in fresh:
-        if normalised(candidate.label) not in used:
+        if normalised(candidate.label) not in used and (enough is None or candidate.rank <= enough[topic]):
             used.add(normalised(candidate.label))
             chosen[topic] = candidate
 
