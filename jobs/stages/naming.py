@@ -21,10 +21,12 @@ from topicscale.llm.backend import Answer, Ask
 from topicscale.llm.clean import clean
 from topicscale.llm.prompts import load
 from topicscale.llm.retrieve import mean_reciprocal_rank, ranks
-from topicscale.llm.unique import clashes, distinct, normalised
+from topicscale.llm.unique import clashes, distinct, normalised, sharpened
 from topicscale.represent.view import View
 
 NO_LABEL, NOTHING = "the answer was no label", "no document and no keyword to show"
+FORMS = 3
+"""Keywords that are tried beside a label that finds another topic."""
 UNFOUND = "no label finds the topic as well as its keywords"
 """How reasons begin that asking again would not change, with those of limits. Others may be gone the next time."""
 
@@ -112,13 +114,16 @@ def name_topics(
         if checked:
             _rank(asker, rows, [(t, c) for t, mine in candidates.items() for c in mine] + [*first.items(), *shown.items()])
         chosen = {topic: min(mine, key=_merit) for topic, mine in candidates.items() if mine}
-        if checked:
-            enough = {topic: max(config.place, shown[topic].rank) for topic in order}
-            for topic in [t for t, best in chosen.items() if best.rank > enough[t]]:
-                reasons[topic] = f"{UNFOUND}: at place {chosen.pop(topic).rank}, by its keywords at {shown[topic].rank}"
-        _settle(asker, job, rows, asks, chosen, keywords, taken, enough if checked else None)
+        _settle(asker, job, rows, asks, chosen, keywords, taken, checked)
         kept = {topic: before[topic] for topic in order if topic not in chosen and topic in before}
         labels = distinct({topic: c.label for topic, c in chosen.items() if topic not in taken}, keywords, {**kept, **taken})
+        if checked:
+            enough = {topic: max(config.place, shown[topic].rank) for topic in order}
+            for topic, place in _sharpen(asker, rows, labels, chosen, keywords, {*kept.values(), *taken.values()}, enough).items():
+                reasons[topic] = f"{UNFOUND}: at place {place}, by its keywords at {shown[topic].rank}"
+                del chosen[topic], labels[topic]
+                if topic in before:
+                    kept[topic] = before[topic]
         # what goes by another name may be described by any label
         labels |= {topic: c.label for topic, c in chosen.items() if topic in taken}
         fallback = {topic: reasons.get(topic, "no answer") for topic in order if topic not in labels and topic not in kept}
@@ -193,12 +198,9 @@ def _settle(
     chosen: dict[int, _Candidate],
     keywords: Mapping[int, Sequence[str]],
     taken: Mapping[int, str],
-    enough: Mapping[int, int] | None,
+    checked: bool,
 ) -> None:
-    """Ask again about topics of one label, each with the others' keywords; an answer that is nobody's label replaces it.
-
-    ``enough`` is the place at which an answer has to find its topic; None where that is not checked.
-    """
+    """Ask again about topics of one label, each with the others' keywords; an answer that is nobody's, and no worse, replaces it."""
     labels = {**{topic: c.label for topic, c in chosen.items()}, **taken}
     groups = [[topic for topic in group if topic in chosen and topic not in taken] for group in clashes(labels)]
     again: list[tuple[int, Ask]] = []
@@ -214,13 +216,37 @@ def _settle(
         label, _ = _cleaned(answer, ask, load(job.config.llm).own)
         if label is not None:
             fresh.append((topic, _Candidate(label)))
-    if enough is not None:
+    if checked:
         _rank(asker, rows, fresh)
     used = {normalised(label) for topic, label in labels.items()}
     for topic, candidate in fresh:
-        if normalised(candidate.label) not in used and (enough is None or candidate.rank <= enough[topic]):
+        if normalised(candidate.label) not in used and candidate.rank <= chosen[topic].rank:
             used.add(normalised(candidate.label))
             chosen[topic] = candidate
+
+
+def _sharpen(
+    asker: Asker,
+    rows: Sequence[Mapping[str, Any]],
+    labels: dict[int, str],
+    chosen: Mapping[int, _Candidate],
+    keywords: Mapping[int, Sequence[str]],
+    others: set[str],
+    enough: Mapping[int, int],
+) -> dict[int, int]:
+    """Add a keyword to labels that find another topic than their own; return the place of those that do not find it with one either."""
+    final = {topic: _Candidate(label) for topic, label in labels.items()}
+    _rank(asker, rows, list(final.items()))
+    short = {topic: c.rank for topic, c in final.items() if c.rank > enough[topic]}
+    tried = [(topic, _Candidate(form)) for topic in short for form in sharpened(chosen[topic].label, keywords[topic], FORMS)]
+    _rank(asker, rows, tried)
+    used = {normalised(label) for topic, label in labels.items() if topic not in short} | {normalised(label) for label in others}
+    for topic, form in tried:
+        if topic in short and form.rank <= enough[topic] and normalised(form.label) not in used:
+            used.add(normalised(form.label))
+            labels[topic] = form.label
+            del short[topic]
+    return short
 
 
 def _measures(

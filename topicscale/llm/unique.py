@@ -76,10 +76,20 @@ def distinct(labels: Mapping[int, str], keywords: Mapping[int, Sequence[str]], t
     return dict(sorted(found.items()))
 
 
+def sharpened(label: str, keywords: Sequence[str], number: int) -> list[str]:
+    """Return up to ``number`` forms of a label, each with one of the topic's keywords that it does not hold, the best first."""
+    added = [word for word in keywords if _addable(word, normalised(label))]
+    return [_named(label, word) for word in added[:number]]
+
+
+def _addable(word: str, said: str) -> bool:
+    return len(word) <= _LONGEST_ADDED and _PLAIN.fullmatch(word) is not None and normalised(word) not in said
+
+
 def _names(label: str, keywords: Sequence[str], others: Sequence[Sequence[str]]) -> Iterator[str]:
     """Yield names for a topic without end, the best first."""
     said = normalised(label)
-    plain = [word for word in keywords if len(word) <= _LONGEST_ADDED and _PLAIN.fullmatch(word) and normalised(word) not in said]
+    plain = [word for word in keywords if _addable(word, said)]
     shared = {normalised(word) for words in others for word in words}
     own = [word for word in plain if normalised(word) not in shared]
     for word in [*own, *plain]:
