@@ -104,6 +104,13 @@ def says(version: int | None, unit_fingerprint: str) -> bool:
     return version is not None and (version & _MASK) == (int(unit_fingerprint[:10], 16) & _MASK)
 
 
+def agree(one: int | None, other: int | None) -> bool:
+    """Return whether two versions stand for the same fingerprint, however often it was written."""
+    if one is None or other is None:
+        return one is other
+    return (one & _MASK) == (other & _MASK)
+
+
 def local_path(uri: str) -> Path:
     """Return the local path of a store URI.
 

@@ -7,7 +7,7 @@ import time
 from jobs.job import Job, Partition
 from topicscale.errors import JobFailed, StoreError
 from topicscale.inputs import InputPlan
-from topicscale.store import WHOLE, Snapshot, Store, next_version, says, unit_id
+from topicscale.store import WHOLE, Snapshot, Store, agree, next_version, says, unit_id
 from topicscale.tables import PARTITION, batch_suffix
 
 TABLES = ("documents", "quarantine", "partitions")
@@ -94,7 +94,7 @@ def check_base(store: Store, base: Snapshot) -> None:
     handles = {table: (store.table(table, version=versions[table]), store.table(table)) for table, _, _ in units}
     for table, stage, pid in units:
         held, now = (handle.transaction_version(unit_id(stage, pid)) for handle in handles[table])
-        if held != now:
+        if not agree(held, now):
             raise StoreError(
                 f"A run of {store.uri!r} was cut short after it had begun to change the table {table!r}. Finish it first, by running it "
                 "again; or run the store's former configuration again, which brings its tables back."
