@@ -242,7 +242,7 @@ def test_rivals_are_told_after_the_topic_and_before_the_question() -> None:
     text = question(Ask(CARDS.documents, CARDS.keywords, RIVALS))
     assert "- Card payments (keywords: fee, bank)\n- Cards (keywords: lost, stolen)\n" in text
     assert text.index("refund") < text.index("Card payments (") < text.index("Answer with one short label")
-    assert question(CARDS) == text.replace(text[text.index("\n\nOther topics") : text.index("\n\nWhat is")], "")
+    assert question(CARDS) == text.replace(text[text.index("\n\nOther topics") : text.index("\n\nAnswer with")], "")
     many = tuple((f"Rival {i}", tuple(f"w{j}" for j in range(30))) for i in range(9))
     assert question(Ask((), ("a",), many)).count("- Rival") == 5
     assert "w10" not in question(Ask((), ("a",), many))
