@@ -226,6 +226,19 @@ class Job:
                 commit()  # also when interrupted: what is finished stays finished
         return finished
 
+    def each(self, method: str, units: Iterable[Unit], *, stage: str) -> Iterator[tuple[str, Any]]:
+        """Yield each unit's partition and value, in no particular order; none may fail.
+
+        Raises
+        ------
+        JobFailed
+            One did.
+        """
+        for outcome in self.engines.pool.run(method, units):
+            if outcome.error is not None:
+                raise JobFailed(f"{stage}: partition {outcome.key}: {outcome.error}")
+            yield outcome.key, outcome.value
+
     def over(
         self, partitions: Iterable[str], rows: Mapping[str, int], embeddings_version: int, *, stage: str
     ) -> Callable[..., Iterable[Any]]:

@@ -92,8 +92,7 @@ def set_labels(store: Store, labels: Mapping[int, str] | Sequence[str], *, gener
                 f"The store {store.uri!r} has moved on from generation {generation} to {base.generation}, where ids may mean other "
                 "topics. Load it again, and look at its topics before you name them."
             )
-        topics = store.read("topics").sort_by("topic_id")
-        wanted = check(labels, topics["topic_id"].to_pylist())
+        wanted = check(labels, sorted(store.read("topics", ["topic_id"])["topic_id"].to_pylist()))
         rows = store.read("topic_labels").to_pylist()
         before = held(rows)
         after = {topic: label for topic, label in (before | wanted).items() if label}

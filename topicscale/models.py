@@ -176,14 +176,19 @@ def _check_folder(name: str, path: Path) -> None:
     needed = "tokenizer.json" if static else "config.json"
     if not (first / needed).is_file():
         raise ModelError(f"The folder of model {name!r} has no {needed}: it is no transformers or sentence-transformers model.")
-    if not any(first.glob("*.safetensors")):
-        if any(first.glob("pytorch_model*.bin")):
+    check_weights(name, first)
+
+
+def check_weights(name: str, folder: Path) -> None:
+    """Raise ModelError where a transformers model's folder has no safetensors, or brings code of its own."""
+    if not any(folder.glob("*.safetensors")):
+        if any(folder.glob("pytorch_model*.bin")):
             raise ModelError(
                 f"The weights of model {name!r} are pickled (pytorch_model.bin), which can run code. Save it as safetensors first."
             )
         raise ModelError(f"The folder of model {name!r} has no weights (*.safetensors).")
     for file in ("config.json", "tokenizer_config.json"):
-        if (first / file).is_file() and "auto_map" in read_json(first / file):
+        if (folder / file).is_file() and "auto_map" in read_json(folder / file):
             raise ModelError(f"The model {name!r} holds code of its own (auto_map in {file}), which topicscale does not run.")
 
 

@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -23,7 +25,7 @@ from topicscale.errors import ConfigError, JobFailed, RequestError, ResourceErro
 from topicscale.llm import models
 from topicscale.llm.backend import Answer, Ask
 from topicscale.llm.memory import LlmLayout, plan, size
-from topicscale.llm.prompts import load
+from topicscale.llm.prompts import Template, load
 from topicscale.llm.retrieve import Float32
 from topicscale.llm.server import Server
 from topicscale.tables import TABLES
@@ -48,14 +50,14 @@ def check(config: LlmConfig) -> None:
     ------
     ModelError, MissingDependency, ConfigError
     """
-    load(config)
+    template = load(config)
     models.check(config)
     if models.backend(config) == "server":
         if config.tokenizer == "model":
             raise ConfigError(
                 "llm.tokenizer must be char, whitespace or vectorizer with a server, whose tokens are not known. Got model instead."
             )
-        server = _server(config)
+        server = _server(config, template)
         try:
             server.check()
         finally:
@@ -88,14 +90,16 @@ def embed_texts(job: Job, pool: Pool, texts: Sequence[str], *, dimensions: int) 
 class Asker:
     """The model under way: its workers, started when the first ask is not answered yet, and what it was asked so far."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, template: Template) -> None:
         self._job, self._config = job, job.config.llm
+        self._template = dataclasses.asdict(template)
+        self._vectors: dict[str, npt.NDArray[np.float32]] = {}
         self._began = time.monotonic()
         self._tokens = 0
         self._pool: Pool | None = None
         self._layout: LlmLayout | None = None
         self._identity = models.identity(self._config)
-        self._server = _server(self._config) if models.backend(self._config) == "server" else None
+        self._server = _server(self._config, template) if models.backend(self._config) == "server" else None
 
     def __enter__(self) -> Asker:
         return self
@@ -107,9 +111,11 @@ class Asker:
             self._server.close()
 
     def embed(self, texts: Sequence[str], *, dimensions: int) -> Float32:
-        """Return the vectors of labels in the documents' space, float32 (n, d)."""
-        pool = self._pool if self._pool is not None else self._job.engines.pool
-        return embed_texts(self._job, pool, texts, dimensions=dimensions)
+        """Return the vectors of labels in the documents' space, float32 (n, d); a label is embedded once, however often it is looked at."""
+        if new := [text for text in dict.fromkeys(texts) if text not in self._vectors]:
+            pool = self._pool if self._pool is not None else self._job.engines.pool
+            self._vectors |= zip(new, embed_texts(self._job, pool, new, dimensions=dimensions), strict=True)
+        return np.stack([self._vectors[text] for text in texts])
 
     def ask(self, asks: Sequence[Ask]) -> list[Answer]:
         """Return an answer for each ask, in order; what was answered before comes from the store."""
@@ -141,7 +147,7 @@ class Asker:
     def _print(self, ask: Ask) -> str:
         c = self._config
         drawn = [c.temperature, c.repetition_penalty, c.max_new_tokens, c.seed, c.template, c.doc_length, c.tokenizer]
-        return fingerprint("ask", CODE, self._identity, dataclasses.asdict(load(c)), drawn, dataclasses.asdict(ask))
+        return fingerprint("ask", CODE, self._identity, self._template, drawn, dataclasses.asdict(ask))
 
     def _known(self, prints: set[str]) -> dict[str, Answer]:
         if not self._job.store.has("answers"):
@@ -159,8 +165,8 @@ class Asker:
 
     def _answers(self, pending: Mapping[str, Ask]) -> Any:
         """Yield answers as they come; once a limit is reached, the rest gets it for an error."""
-        waiting = list(pending)
-        chunks = [waiting[i : i + self._chunk()] for i in range(0, len(waiting), self._chunk())]
+        waiting, size = list(pending), self._chunk()
+        chunks = [waiting[i : i + size] for i in range(0, len(waiting), size)]
         if self._server is not None:
             for chunk in chunks:
                 over = self._over()
@@ -260,6 +266,5 @@ def _kept(text: str | None) -> str | None:
     return said[:LONGEST_ANSWER].encode("utf-8", "replace").decode("utf-8")
 
 
-def _server(config: LlmConfig) -> Server:
-    template = load(config)
+def _server(config: LlmConfig, template: Template) -> Server:
     return Server(config, lambda ask: template.messages(ask, words=words))

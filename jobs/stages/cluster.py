@@ -17,7 +17,6 @@ from jobs.stages.zeroshot import Names
 from ray_actors.pool import Unit
 from topicscale.calibrate import SAMPLE, Pilot
 from topicscale.cluster import local_min_cluster_size
-from topicscale.errors import JobFailed
 from topicscale.store import says
 from topicscale.tables import TABLES
 
@@ -148,12 +147,9 @@ def sample(job: Job, partitions: list[str], documents: int, size: int, names: Na
     ids: list[str] = []
     owners: list[str] = []
     parts: list[npt.NDArray[np.float32]] = []
-    for outcome in job.engines.pool.run("sample", units):
-        if outcome.error is not None:
-            raise JobFailed(f"sample: partition {outcome.key}: {outcome.error}")
-        found, vectors = outcome.value
+    for pid, (found, vectors) in job.each("sample", units, stage="sample"):
         ids.extend(found)
-        owners.extend([outcome.key] * len(found))
+        owners.extend([pid] * len(found))
         if len(found):
             parts.append(vectors)
     matrix = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)

@@ -89,7 +89,7 @@ def name_topics(
     asks = {topic: _asks(of[topic].documents if shows else (), keywords[topic], config, alone=alone) for topic in asked}
     reasons = dict.fromkeys(order[len(asked) :], f"{LIMIT}max_topics={config.max_topics}")
     reasons |= {topic: NOTHING for topic, mine in asks.items() if not mine}
-    with Asker(job) as asker:
+    with Asker(job, template) as asker:
         # everyone's first label before anyone's second
         turns = [(turn, topic, mine[turn]) for turn in range(config.candidates) for topic in asked if turn < len(mine := asks[topic])]
         answers = asker.ask([ask for _, _, ask in turns])
@@ -114,7 +114,7 @@ def name_topics(
         if checked:
             _rank(asker, rows, [(t, c) for t, mine in candidates.items() for c in mine] + [*first.items(), *shown.items()])
         chosen = {topic: min(mine, key=_merit) for topic, mine in candidates.items() if mine}
-        _settle(asker, job, rows, asks, chosen, keywords, taken, checked)
+        _settle(asker, config, rows, asks, chosen, keywords, taken, checked, prompt=template.own)
         kept = {topic: before[topic] for topic in order if topic not in chosen and topic in before}
         labels = distinct({topic: c.label for topic, c in chosen.items() if topic not in taken}, keywords, {**kept, **taken})
         if checked:
@@ -180,10 +180,7 @@ def _rank(asker: Asker, rows: Sequence[Mapping[str, Any]], found: Sequence[tuple
     if not found:
         return
     centres = np.array([row["reference_vector"] for row in real], np.float32)
-    texts = sorted({candidate.label for _, candidate in found})
-    vectors = asker.embed(texts, dimensions=centres.shape[1])
-    at = {text: i for i, text in enumerate(texts)}
-    picked = vectors[[at[candidate.label] for _, candidate in found]]
+    picked = asker.embed([candidate.label for _, candidate in found], dimensions=centres.shape[1])
     own = np.array([row_of[topic] for topic, _ in found], np.int64)
     similar = np.einsum("ij,ij->i", picked, centres[own])
     for (_, candidate), rank, cosine in zip(found, ranks(picked, own, centres), similar, strict=True):
@@ -192,13 +189,15 @@ def _rank(asker: Asker, rows: Sequence[Mapping[str, Any]], found: Sequence[tuple
 
 def _settle(
     asker: Asker,
-    job: Job,
+    config: LlmConfig,
     rows: Sequence[Mapping[str, Any]],
     asks: Mapping[int, list[Ask]],
     chosen: dict[int, _Candidate],
     keywords: Mapping[int, Sequence[str]],
     taken: Mapping[int, str],
     checked: bool,
+    *,
+    prompt: str,
 ) -> None:
     """Ask again about topics of one label, each with the others' keywords; an answer that is nobody's, and no worse, replaces it."""
     labels = {**{topic: c.label for topic, c in chosen.items()}, **taken}
@@ -207,13 +206,13 @@ def _settle(
     told = {row["topic_id"]: tuple(row["keywords"] or ()) for row in rows} | {t: tuple(w) for t, w in keywords.items()}
     for group, everyone in zip(groups, clashes(labels), strict=True):
         for topic in group:
-            rivals = tuple((labels[other], told.get(other, ())[: job.config.llm.keywords]) for other in everyone if other != topic)[:3]
+            rivals = tuple((labels[other], told.get(other, ())[: config.keywords]) for other in everyone if other != topic)[:3]
             again.append((topic, dataclasses.replace(asks[topic][0], rivals=rivals)))
     if not again:
         return
     fresh: list[tuple[int, _Candidate]] = []
     for (topic, ask), answer in zip(again, asker.ask([ask for _, ask in again]), strict=True):
-        label, _ = _cleaned(answer, ask, load(job.config.llm).own)
+        label, _ = _cleaned(answer, ask, prompt)
         if label is not None:
             fresh.append((topic, _Candidate(label)))
     if checked:

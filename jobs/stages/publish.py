@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from ray_actors.parts import to_list_array
 from ray_actors.pool import Unit
 from topicscale import labels
 from topicscale.cluster import unit
-from topicscale.errors import JobFailed
 from topicscale.leaf_terms import term_maps, vocabulary
 from topicscale.merge import leaf_key, topic_key
 from topicscale.refine import Sums, assign
@@ -145,38 +144,43 @@ def summarise(job: Job, number: int, partitions: list[str], rows: Mapping[str, i
     total: Sums | None = None
     nearest: list[list[Nearest]] = [[] for _ in range(number)]
     with job.ui.stage("summarise", sum(rows[pid] for pid in partitions)) as bar:
-        for outcome in job.engines.pool.run("summarise", units):
-            if outcome.error is not None:
-                raise JobFailed(f"summarise: partition {outcome.key}: {outcome.error}")
-            sums, found = outcome.value
+        for pid, (sums, found) in job.each("summarise", units, stage="summarise"):
             total = sums if total is None else total + sums
-            for topic, candidates in enumerate(found):
-                # distinct texts over partitions too; ties by id, so that the order partitions finish in changes nothing
-                merged = nearest[topic] + [(-probability, doc_id, text, outcome.key) for probability, doc_id, text in candidates]
-                distinct: dict[str, Nearest] = {}
-                for candidate in sorted(merged):
-                    distinct.setdefault(candidate[2], candidate)
-                nearest[topic] = heapq.nsmallest(wanted, distinct.values())
-            bar.advance(rows[outcome.key])
+            nearest = [nearer(held, new, pid, number=wanted) for held, new in zip(nearest, found, strict=True)]
+            bar.advance(rows[pid])
     assert total is not None
     return total, nearest
 
 
-def read_texts(job: Job, nearest: list[list[Nearest]]) -> dict[str, str]:
-    by_partition: dict[str, list[str]] = {}
+def nearer(held: list[Nearest], new: Iterable[tuple[float, str, str]], partition_id: str, *, number: int) -> list[Nearest]:
+    """Return the nearest ``number`` of a topic's documents, those of one more partition among them, with distinct texts.
+
+    Ties go by id, so that the order partitions finish in changes nothing.
+    """
+    distinct: dict[str, Nearest] = {}
+    for candidate in sorted([*held, *((-probability, doc_id, text, partition_id) for probability, doc_id, text in new)]):
+        distinct.setdefault(candidate[2], candidate)
+    return heapq.nsmallest(number, distinct.values())
+
+
+def by_partition(nearest: Iterable[list[Nearest]]) -> list[tuple[str, list[str]]]:
+    """Return the ids of documents by the partition that holds them, sorted by partition."""
+    found: dict[str, list[str]] = {}
     for candidates in nearest:
         for _, doc_id, _, partition_id in candidates:
-            by_partition.setdefault(partition_id, []).append(doc_id)
+            found.setdefault(partition_id, []).append(doc_id)
+    return sorted(found.items())
+
+
+def read_texts(job: Job, nearest: list[list[Nearest]]) -> dict[str, str]:
     version = job.store.table("documents").version()
     units = [
         Unit(pid, {"store_uri": job.store.uri, "partition_id": pid, "documents_version": version, "doc_ids": ids, "columns": ["text"]})
-        for pid, ids in sorted(by_partition.items())
+        for pid, ids in by_partition(nearest)
     ]
     texts: dict[str, str] = {}
-    for outcome in job.engines.pool.run("texts", units):
-        if outcome.error is not None:
-            raise JobFailed(f"texts: partition {outcome.key}: {outcome.error}")
-        texts |= {doc_id: row["text"][:SHOWN_CHARS] for doc_id, row in outcome.value.items()}
+    for _, found in job.each("texts", units, stage="texts"):
+        texts |= {doc_id: row["text"][:SHOWN_CHARS] for doc_id, row in found.items()}
     return texts
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from jobs.job import Job
-from jobs.stages import asking, naming
+from jobs.stages import asking, naming, publish
 from ray_actors.pool import Unit
 from topicscale import labels
 from topicscale.config import Config
-from topicscale.errors import JobFailed, RequestError
+from topicscale.errors import RequestError
 from topicscale.represent import steps
 from topicscale.represent.mmr import mmr
 from topicscale.represent.steps import LLM, Step, parse
@@ -223,35 +222,18 @@ def _documents(job: Job, base: Snapshot, topics: list[int]) -> tuple[dict[str, s
     at = {"embeddings_version": versions["embeddings"], "assignments_version": versions["assignments"]}
     number = max(topics) + 1
     units = [Unit(p, {"number": number, "representatives": wanted, "store_uri": store, "partition_id": p, **at}) for p in partitions]
-    best: dict[int, list[tuple[float, str, str, str]]] = {topic: [] for topic in topics}
-    for pid, found in _each(job, "nearest", units):
-        for topic in topics:
-            merged = best[topic] + [(-probability, doc_id, text, pid) for probability, doc_id, text in found[topic]]
-            distinct: dict[str, tuple[float, str, str, str]] = {}
-            for candidate in sorted(merged):
-                distinct.setdefault(candidate[2], candidate)
-            best[topic] = heapq.nsmallest(wanted, distinct.values())
-    of: dict[str, list[str]] = {}
-    for candidates in best.values():
-        for _, doc_id, _, pid in candidates:
-            of.setdefault(pid, []).append(doc_id)
+    best: dict[int, list[publish.Nearest]] = {topic: [] for topic in topics}
+    for pid, found in job.each("nearest", units, stage="represent"):
+        best = {topic: publish.nearer(held, found[topic], pid, number=wanted) for topic, held in best.items()}
+    of = publish.by_partition(best.values())
     # the driver holds them for all topics at once
     longest = min(LONGEST, (job.config.llm.doc_length or LONGEST) * CHARACTERS)
     read = {"store_uri": store, "documents_version": versions["documents"], "columns": ["text"], "characters": longest}
     texts: dict[str, str] = {}
-    for _, found in _each(job, "texts", [Unit(p, {"partition_id": p, "doc_ids": ids, **read}) for p, ids in sorted(of.items())]):
+    for _, found in job.each("texts", [Unit(p, {"partition_id": p, "doc_ids": ids, **read}) for p, ids in of], stage="represent"):
         texts |= {doc_id: row["text"] for doc_id, row in found.items()}
     vectors: dict[str, Float32] = {}
-    at = {"embeddings_version": versions["embeddings"]}
-    for _, found in _each(
-        job, "vectors", [Unit(p, {"store_uri": store, "partition_id": p, "doc_ids": i, **at}) for p, i in sorted(of.items())]
-    ):
+    read = {"store_uri": store, "embeddings_version": versions["embeddings"]}
+    for _, found in job.each("vectors", [Unit(p, {"partition_id": p, "doc_ids": ids, **read}) for p, ids in of], stage="represent"):
         vectors |= found
     return texts, vectors, {topic: [candidate[1] for candidate in candidates] for topic, candidates in best.items()}
-
-
-def _each(job: Job, method: str, units: list[Unit]) -> Any:
-    for outcome in job.engines.pool.run(method, units):
-        if outcome.error is not None:
-            raise JobFailed(f"represent: partition {outcome.key}: {outcome.error}")
-        yield outcome.key, outcome.value

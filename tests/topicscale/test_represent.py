@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from topicscale.cluster import unit
 from topicscale.errors import ConfigError, MissingDependency, ModelError
 from topicscale.represent import pos, steps
 from topicscale.represent.keybert import keybert
 from topicscale.represent.mmr import diverse, mmr
 from topicscale.represent.steps import Step, describe, parse
-from topicscale.represent.view import View, unit
+from topicscale.represent.view import View
 
 DIMENSIONS = 32
 

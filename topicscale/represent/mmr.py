@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from topicscale.represent.view import Encode, View, Words, unit
+from topicscale.cluster import unit
+from topicscale.represent.view import Encode, View, Words
 
 _TOPICS = 2048
 """Topics whose words' vectors are held at a time."""
@@ -37,8 +38,8 @@ def mmr(query: NDArray[np.floating], vectors: NDArray[np.floating], number: int,
     """
     if number <= 0 or len(vectors) == 0:
         return []
-    rows = unit(np.asarray(vectors, dtype=np.float64))
-    relevance = _similarity(rows, unit(np.asarray(query, dtype=np.float64).reshape(1, -1))[0])
+    rows = unit(vectors)
+    relevance = _similarity(rows, unit(query.reshape(1, -1))[0])
     chosen = [int(np.argmax(relevance))]
     nearest = np.full(len(rows), -np.inf)
     taken = np.zeros(len(rows), dtype=bool)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-Real = TypeVar("Real", bound=np.floating)
 Float32: TypeAlias = NDArray[np.float32]
 Words: TypeAlias = list[tuple[str, float]]
 """Words and their weights, best first."""
@@ -51,10 +50,3 @@ class View:
             if term.strip():
                 found.setdefault(term, float(weight))
         return list(found.items())
-
-
-def unit(rows: NDArray[Real]) -> NDArray[Real]:
-    """Return the rows of an array of shape (n, d) at length 1, in their dtype; a row of zeros stays as it is."""
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    lengths[lengths == 0.0] = 1.0
-    return np.asarray(rows / lengths, dtype=rows.dtype)
