@@ -222,6 +222,59 @@ class LlmConfig:
 
 
 @dataclass(frozen=True)
+class FinetuneConfig:
+    """How an embedding model is trained. None in a setting takes the recipe's own."""
+
+    steps: tuple[Any, ...] = ()
+    """Trainings, one after another. A step is a recipe's name, a mapping ({recipe: mnr, input: pairs.csv, columns: {anchor: title}},
+    with the recipe's options and any of epochs, batch_size, learning_rate, warmup, max_steps), or a list of such mappings, which are
+    trained together, each batch from one of them."""
+    base: str = "all-MiniLM-L6-v2"
+    """The model to start from: packaged name, folder, hub id, or a plain language model."""
+    pooling: Literal["mean", "max", "cls"] | None = None
+    """How token vectors become one; None keeps the base's, or takes the recipe's for a base that has none."""
+    similarity: Literal["cosine", "dot"] = "cosine"
+    layers: int | None = None
+    """Only the base's first layers; None keeps all."""
+    freeze: int = 0
+    """Layers, from the first, that are not trained; the token embeddings neither, where it is 1 or more."""
+    dropout: float | None = None
+    """None keeps the base's."""
+    max_tokens: int | None = None
+    """Texts are truncated to this many tokens; None takes the base's limit."""
+    lora: Mapping[str, Any] = field(default_factory=dict)
+    """Train low-rank additions instead of the weights, merged into them at the end: {r: 16, lora_alpha: 32, target_modules: [...]}."""
+    epochs: float | None = None
+    batch_size: int | None = None
+    """Examples a step, over all workers together."""
+    learning_rate: float | None = None
+    warmup: float | None = None
+    max_steps: int | None = None
+    """Training ends after so many steps, whatever ``epochs`` says."""
+    accumulate: int = 1
+    """Batches of which the gradients are summed for one step."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """``auto``: bfloat16 on a GPU that has it, else float32."""
+    deepspeed: str | None = None
+    """A preset (deepspeed-zero1, deepspeed-zero2) or DeepSpeed's own JSON file."""
+    workers: int | None = None
+    """Processes that train together; None takes one for each GPU, and one without a GPU."""
+    checkpoint_steps: int | None = None
+    """Steps between checkpoints; None writes about ten in all, the first after at most 200."""
+    documents: int | None = 100_000
+    """Most documents of a store that are trained on, chosen by a hash of their ids; None takes all."""
+    held_out: float = 0.1
+    """Share of the labelled input that is not trained on but judged with, where no other judge is named."""
+    judges: tuple[str, ...] = ()
+    """What base and model are judged by, as `topicscale evaluate --task` takes them; () finds what the data allow."""
+    measure: str | None = None
+    """The measure that decides whether a model is published (topics.npmi, sts.spearman ...); None takes the first judge's own."""
+    margin: float = 0.0
+    """A model must be better than its base by more than this."""
+    seed: int = 42
+
+
+@dataclass(frozen=True)
 class RayConfig:
     """Where the Python work runs."""
 
@@ -263,6 +316,7 @@ class Config:
     terms: TermsConfig = field(default_factory=TermsConfig)
     represent: RepresentConfig = field(default_factory=RepresentConfig)
     llm: LlmConfig = field(default_factory=LlmConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     ray: RayConfig = field(default_factory=RayConfig)
     spark: SparkConfig = field(default_factory=SparkConfig)
 
@@ -410,6 +464,8 @@ def _nearest(path: str, key: str, known: list[str], where: str) -> str:
 
 def _coerce(hint: Any, value: Any, path: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return _holdable(value, path)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
@@ -437,11 +493,7 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{path} must be a mapping. Got {value!r} instead.")
-        try:
-            json.dumps(value)  # YAML also has dates, sets and bytes, which no fingerprint or table can hold
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{path} must hold numbers, texts, lists and mappings. Got {value!r} instead: {error}.") from error
-        return dict(value)
+        return dict(_holdable(value, path))
     if hint is bool and isinstance(value, bool):
         return value
     if hint is int and isinstance(value, (int, float)) and not isinstance(value, bool) and float(value).is_integer():
@@ -451,6 +503,14 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
     if hint is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
         return str(value)
     raise ConfigError(f"{path} must be of type {getattr(hint, '__name__', hint)}. Got {value!r} instead.")
+
+
+def _holdable(value: Any, path: str) -> Any:
+    try:
+        json.dumps(value)  # YAML also has dates, sets and bytes, which no fingerprint or table can hold
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path} must hold numbers, texts, lists and mappings. Got {value!r} instead: {error}.") from error
+    return value
 
 
 def _validate(config: Config) -> None:
@@ -514,6 +574,15 @@ def _validate(config: Config) -> None:
     fit = c.llm.url is None or c.llm.url.startswith(("http://", "https://"))
     check(fit, "llm.url", "an address that begins with http:// or https://")
     check(c.llm.backend != "server" or c.llm.url is not None, "llm.url", "given when llm.backend is server")
+    for key in ("layers", "max_tokens", "epochs", "batch_size", "learning_rate", "max_steps", "workers", "checkpoint_steps", "documents"):
+        value = getattr(c.finetune, key)
+        check(value is None or value > 0, f"finetune.{key}", "above 0")
+    check(c.finetune.freeze >= 0, "finetune.freeze", "at least 0")
+    check(c.finetune.accumulate > 0, "finetune.accumulate", "above 0")
+    for key in ("warmup", "dropout"):
+        value = getattr(c.finetune, key)
+        check(value is None or 0 <= value < 1, f"finetune.{key}", "at least 0 and below 1")
+    check(0 <= c.finetune.held_out < 1, "finetune.held_out", "at least 0 and below 1")
     check(c.ray.actors is None or c.ray.actors > 0, "ray.actors", "above 0")
     check(c.ray.cpus_per_actor is None or c.ray.cpus_per_actor > 0, "ray.cpus_per_actor", "above 0")
     check(c.ray.gpus_per_actor is None or c.ray.gpus_per_actor >= 0, "ray.gpus_per_actor", "at least 0")
