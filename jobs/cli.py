@@ -1,4 +1,4 @@
-"""The command line: ``topicscale run | update | forget | label | merge | export | diff | status | topics | report | evaluate``.
+"""The command line: ``topicscale COMMAND``, one command a job.
 
 Results go to the standard output, everything else to the error stream. Exit codes: 0 done; 1 units failed, or too much
 of the input is bad; 2 the request is wrong; 130 interrupted (a store is left that the same command goes on with).
@@ -195,6 +195,52 @@ def _label(options: argparse.Namespace) -> int:
     return FAILED if found["fallback"] and not found["labelled"] else DONE
 
 
+def _finetune(options: argparse.Namespace) -> int:
+    from jobs.finetune import describe, describe_plan, finetune, plan, request
+    from topicscale.finetune.steps import of_text
+    from topicscale.registry import REJECTED
+
+    values: dict[str, Any] = {}
+    if options.recipe is not None:
+        values["steps"] = list(of_text(options.recipe))
+    for key in ("base", "workers", "measure"):
+        if getattr(options, key) is not None:
+            values[key] = getattr(options, key)
+    if options.judge:
+        values["judges"] = options.judge
+    config = load(file=options.config, overrides=options.set, values={"finetune": values})
+    columns = _columns(options.columns)
+    if options.dry_run:
+        found = plan(request(config, options.output, store=options.store, input=options.input or (), columns=columns))
+        print(json.dumps(found, indent=2) if options.json else describe_plan(found))
+        return DONE
+    found = finetune(
+        config, options.output, store=options.store, input=options.input or (), columns=columns, force=options.force, ui=_ui(options)
+    )
+    print(json.dumps(found, indent=2) if options.json else describe(found))
+    return FAILED if found["status"] == REJECTED else DONE
+
+
+def _columns(text: str | None) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for part in (text or "").split(",") if text else []:
+        ours, equals, theirs = part.partition("=")
+        if not equals or not ours.strip() or not theirs.strip():
+            raise RequestError(
+                f"--columns must be name=column with commas between them (anchor=title,positive=body). Got {text!r} instead."
+            )
+        found[ours.strip()] = theirs.strip()
+    return found
+
+
+def _models(options: argparse.Namespace) -> int:
+    from jobs.models import describe, models
+
+    found = models(options.store)
+    print(json.dumps(found, indent=2, default=str) if options.json else describe(found))
+    return DONE
+
+
 def _merge(options: argparse.Namespace) -> int:
     from jobs.merge import describe, merge
 
@@ -331,6 +377,48 @@ def _parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="represent.*, llm.* or ray.*, as YAML; may be repeated"
     )
     label.add_argument("--quiet", action="store_true", help="warnings and errors only")
+    finetune = add(
+        "finetune",
+        _finetune,
+        "Train an embedding model on a store's documents or on labelled texts, judge it against its base, and publish it to the store "
+        "if it is better. Killed and started again, it goes on from its last checkpoint.",
+        store=None,
+    )
+    finetune.epilog = (
+        "recipes:\n"
+        "  on texts alone       tsdae, simcse, ct, crop, mlm, gpl\n"
+        "  on pairs             mnr, mnr-hard, cached-mnr     anchor, positive[, negative]\n"
+        "  on scored pairs      cosine, augsbert              sentence1, sentence2, score\n"
+        "  on inference pairs   softmax, mnr                  sentence1, sentence2, label\n"
+        "  on classes           setfit, mnr                   text, label\n"
+        "tsdae,gpl trains one after the other; mnr+cosine trains both together.\n\n"
+        "examples:\n"
+        "  topicscale finetune --recipe crop --store tickets/ --output tickets-minilm\n"
+        "  topicscale finetune --recipe mnr --input papers.jsonl --columns anchor=title,positive=abstract --output papers-minilm/\n"
+        "  topicscale run --input tickets.csv --store tickets/ --set embedding.model=tickets-minilm\n"
+        "Exit code 1: the model was trained, and is worse than its base."
+    )
+    finetune.add_argument("--recipe", metavar="NAME", help="what is trained (see below); or finetune.steps in the configuration")
+    finetune.add_argument("--store", metavar="URI", help="a store: its documents are trained on, and the model is published to it")
+    finetune.add_argument("--input", nargs="+", metavar="PATH", help="labelled texts: csv, tsv, json lines, parquet or a Delta table")
+    finetune.add_argument("--columns", metavar="NAME=C,...", help="the columns of --input by the names above (default: those names)")
+    finetune.add_argument(
+        "--base", metavar="MODEL", help="packaged name, folder, hub id, or a model of the store (default: all-MiniLM-L6-v2)"
+    )
+    finetune.add_argument("--output", required=True, metavar="NAME", help="the model's name in the store; without --store a new folder")
+    finetune.add_argument(
+        "--judge", action="append", metavar="TASK", help="what base and model are judged by, as `evaluate --task` takes it; may be repeated"
+    )
+    finetune.add_argument("--measure", metavar="TASK.MEASURE", help="the measure that decides (default: the first judge's own)")
+    finetune.add_argument("--workers", type=int, metavar="N", help="processes that train together (default: one for each GPU, else one)")
+    finetune.add_argument("--force", action="store_true", help="publish the model although it is worse than its base; that is noted")
+    finetune.add_argument("--config", metavar="FILE", help=f"YAML file, or the name of a preset: {', '.join(presets())}")
+    finetune.add_argument(
+        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="finetune.*, input.options or ray.*, as YAML; may be repeated"
+    )
+    finetune.add_argument("--dry-run", action="store_true", help="check everything and print the plan, start nothing")
+    finetune.add_argument("--quiet", action="store_true", help="warnings and errors only")
+    add("models", _models, "List the embedding models that were trained on a store, and what they were judged.")
     merge = add(
         "merge",
         _merge,

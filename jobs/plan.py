@@ -11,6 +11,7 @@ from jobs.job import Job
 from jobs.progress import Ui
 from jobs.run import done_already, validate
 from ray_actors import runtime
+from topicscale import registry
 from topicscale.config import Config
 from topicscale.store import MARKER, Store, check_vacant, local_path
 
@@ -30,8 +31,10 @@ def plan(config: Config, store: str) -> dict[str, Any]:
     RequestError, StoreError
         As the run itself would.
     """
-    found = validate(config)
     path = local_path(store)
+    if (path / MARKER).exists():
+        config = registry.located(config, Store(store))
+    found = validate(config)
     skipped: dict[str, tuple[int, int]] = {}
     if (path / MARKER).exists():
         skipped = done_already(Job(Store(store), config, "dry-run", Ui("quiet"), Engines(config)), found)

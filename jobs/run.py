@@ -15,10 +15,10 @@ from jobs.stages import cluster, embed, ingest, publish, refine, represent, zero
 from ray_actors import runtime
 from spark import session
 from topicscale import cluster as clustering
-from topicscale import inputs, models
+from topicscale import inputs, models, registry
 from topicscale.config import Config
 from topicscale.errors import JobFailed, StoreError
-from topicscale.store import Snapshot, Store, says
+from topicscale.store import MARKER, Snapshot, Store, local_path, says
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,8 @@ def run(config: Config, store: str, *, ui: Ui | None = None) -> Result:
     JobFailed
         Too much of the input is bad, or no partition could be finished.
     """
+    if (local_path(store) / MARKER).exists():
+        config = registry.located(config, Store(store))
     plan = validate(config)
     target = Store(store, create=True)
     if (held := target.snapshots()) and "documents" not in held[-1].versions:

@@ -15,6 +15,7 @@ from jobs.job import Job, Partition, new_run_id, opened
 from jobs.progress import Ui
 from jobs.run import Result, fit, validate
 from jobs.stages import add, cluster, embed, ingest, refine, represent, zeroshot
+from topicscale import registry
 from topicscale.config import Config, load
 from topicscale.errors import JobFailed, RequestError, StoreError
 from topicscale.store import Snapshot, Store, next_version, unit_id
@@ -80,7 +81,7 @@ def refit(store: str | Path, *, overrides: Sequence[str] = (), ui: Ui | None = N
     target = Store(store)
     check(target)
     base = target.pin()
-    config = load(values=Config.from_dict(base.configuration).to_dict(), overrides=overrides)
+    config = registry.located(load(values=Config.from_dict(base.configuration).to_dict(), overrides=overrides), target)
     batches = target.read("batches")["batch"].to_pylist() if "batches" in base.versions else []
     return fit(config, store, ui=ui, fitted_batches=max(batches, default=0))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import os
 import secrets
@@ -94,10 +96,26 @@ def start(config: RayConfig) -> tuple[Layout, bool]:
     ours = not _running()
     if ours:
         _init(config)
+    return held(config), ours
+
+
+def held(config: RayConfig) -> Layout:
+    """Return how the cluster that this process is part of is divided among workers.
+
+    Raises
+    ------
+    ResourceError
+        It cannot hold the workers asked for.
+    """
     import ray
 
     total = ray.cluster_resources()
-    return plan(config, cpus=int(total.get("CPU", 0)), gpus=total.get("GPU", 0.0), memory=total.get("memory", 0.0)), ours
+    return plan(config, cpus=int(total.get("CPU", 0)), gpus=total.get("GPU", 0.0), memory=total.get("memory", 0.0))
+
+
+def divided(config: RayConfig, actors: int) -> Layout:
+    """Return the division of that cluster among so many workers, whatever ``ray.actors`` says."""
+    return held(dataclasses.replace(config, actors=actors))
 
 
 def _running() -> bool:
@@ -122,6 +140,10 @@ def _init(config: RayConfig) -> None:
         options["address"] = config.address
 
     import ray  # after the environment, which it reads when imported
+
+    if config.address is None:
+        # a program that had imported Ray before would start a cluster that asks for a token with processes that have none
+        ray._raylet.Config.initialize(json.dumps({"AUTH_MODE": "token"}))
 
     for attempt in range(1, ATTEMPTS + 1):
         try:

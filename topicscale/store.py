@@ -47,6 +47,10 @@ MARKER = "_topicscale.json"
 LOCK = "_lock"
 PENDING = "_forget.json"
 """Ids of documents that are being removed: while it is there, only `forget` may write."""
+WEIGHTS = "weights"
+"""Folder of the weights of models trained on the store: ``weights/<revision>/<name>``."""
+TRAINING = "_finetune"
+"""Folder of trainings under way. It holds texts."""
 WHOLE = "*"
 """The partition of a unit that writes a whole table."""
 ABSENT = fingerprint("absent")
@@ -376,10 +380,24 @@ class Store:
         rows = self.read("generations").sort_by("generation").to_pylist()
         return [
             Snapshot(
-                row["generation"], json.loads(row["versions"]), json.loads(row["configuration"]), json.loads(row["summary"]), row["at"]
+                row["generation"],
+                json.loads(row["versions"]),
+                self._here(json.loads(row["configuration"])),
+                json.loads(row["summary"]),
+                row["at"],
             )
             for row in rows
         ]
+
+    def _here(self, configuration: dict[str, Any]) -> dict[str, Any]:
+        """Return a configuration whose embedding model, where it is one of this store's own, is found although the store was moved."""
+        embedding = configuration.get("embedding", {})
+        parts = Path(str(embedding.get("model", ""))).parts
+        if len(parts) > 3 and parts[-3] == WEIGHTS and not Path(*parts).is_dir():
+            here = self.path.joinpath(*parts[-3:])
+            if here.is_dir():
+                return {**configuration, "embedding": {**embedding, "model": str(here)}}
+        return configuration
 
     def publish(
         self,
@@ -428,7 +446,8 @@ class Store:
         for name in TABLES:
             if self.has(name):
                 self.table(name).vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False, full=True)
-        shutil.rmtree(self.path / "_work", ignore_errors=True)
+        for folder in ("_work", TRAINING):
+            shutil.rmtree(self.path / folder, ignore_errors=True)
 
     def pin(self, generation: int | None = None) -> Snapshot:
         """Make this object read one generation (None: the newest) and return it.
@@ -477,28 +496,40 @@ class Store:
         StoreLocked
             Another run holds it; the message names it.
         """
-        path = self.path / LOCK
-        handle = path.open("a+")
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                handle.seek(0)
-                raise StoreLocked(
-                    f"The store {self.uri!r} is in use by {handle.read().strip() or 'another run'}. Wait for it to end, or stop it first."
-                ) from None
+        with exclusive(self.path / LOCK, run_id, f"The store {self.uri!r}"):
             if (self.path / PENDING).exists() and not forgetting:
                 raise StoreError(
                     f"Documents are being removed from {self.uri!r}, and that was cut short. Finish it first, with the same ids or any: "
                     f"topicscale forget --ids FILE --store {self.uri}"
                 )
-            handle.seek(0)
-            handle.truncate()
-            handle.write(f"run {run_id} (process {os.getpid()} on {socket.gethostname()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC)")
-            handle.flush()
             yield
-        finally:
-            handle.close()
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, run_id: str, what: str) -> Iterator[None]:
+    """Hold a lock file that names its holder; the kernel lets go of it when the process dies.
+
+    Raises
+    ------
+    StoreLocked
+        Another run holds it.
+    """
+    handle = path.open("a+")
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            raise StoreLocked(
+                f"{what} is in use by {handle.read().strip() or 'another run'}. Wait for it to end, or stop it first."
+            ) from None
+        handle.seek(0)
+        handle.truncate()
+        handle.write(f"run {run_id} (process {os.getpid()} on {socket.gethostname()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC)")
+        handle.flush()
+        yield
+    finally:
+        handle.close()
 
 
 def write_part(store_uri: str, name: str, partition_id: str, rows: pa.Table) -> tuple[PartFile, ...]:

@@ -174,6 +174,26 @@ TABLES: dict[str, TableSpec] = {
             _schema(request=_STR, text=_STR, tokens_read=_LONG, tokens_written=_LONG, at=_TIME),
             "delta-rs",
         ),
+        # embedding models trained on the store, judged: see topicscale/registry.py
+        TableSpec(
+            "models",
+            _schema(
+                name=_STR,
+                revision=_STR,
+                status=_STR,
+                base=_STR,
+                base_revision=_STR,
+                steps=_STR,
+                measures=_STR,
+                verdict=_STR,
+                configuration=_STR,
+                data=_STR,
+                steps_done=_LONG,
+                seconds=_DOUBLE,
+                at=_TIME,
+            ),
+            "delta-rs",
+        ),
         # how many documents of each batch each topic took
         TableSpec("topic_trends", _schema(batch=_LONG, at=_TIME, topic_id=_INT, documents=_LONG), "delta-rs"),
         TableSpec("generations", _schema(generation=_LONG, versions=_STR, configuration=_STR, summary=_STR, at=_TIME), "delta-rs"),
@@ -195,7 +215,7 @@ TABLES: dict[str, TableSpec] = {
     ]
 }
 
-LOGS = ("generations", "runs", "answers")
+LOGS = ("generations", "runs", "answers", "models")
 """Tables that only grow, and are read at their newest version whatever generation is pinned."""
 
 QUARANTINE_REASONS = ("empty", "too_long", "not_text", "undecodable", "bad_row", "bad_vector", "duplicate_id", "missing_id")

@@ -1,0 +1,289 @@
+"""``topicscale finetune``: train an embedding model, judge it against its base, and publish it if it is better."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jobs.engines import Engines
+from jobs.job import new_run_id
+from jobs.progress import Ui
+from jobs.stages import examples, judging
+from ray_actors import runtime
+from topicscale import registry
+from topicscale.config import Config, fingerprint
+from topicscale.errors import MissingDependency, RequestError
+from topicscale.finetune import base as bases
+from topicscale.finetune import steps as plans
+from topicscale.finetune.steps import Step
+from topicscale.models import resolve
+from topicscale.store import TRAINING, Store, exclusive, local_path
+
+CODE = 1
+"""Raised when the same request would train another model."""
+NEEDED = ("accelerate", "datasets")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked for, checked."""
+
+    name: str
+    config: Config
+    steps: list[Step]
+    base: Any
+    """:class:`topicscale.finetune.base.Base`"""
+    data: examples.Data
+    judges: judging.Judges
+    deepspeed: Mapping[str, Any] | None
+    store: Store | None
+    folder: Path
+    """Where the model goes that is trained without a store."""
+
+
+def finetune(
+    config: Config,
+    output: str,
+    *,
+    store: str | Path | None = None,
+    input: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
+    force: bool = False,
+    ui: Ui | None = None,
+) -> dict[str, Any]:
+    """Train, judge and publish a model, and return what became of it. What was done before a kill is not done again.
+
+    Parameters
+    ----------
+    config : Config
+        ``finetune`` says what is trained and how; ``ray`` where.
+    output : str
+        The model's name in the store; without a store, the folder to write.
+    store : str, optional
+        The store whose documents are trained on and judged with, and which the model is published to.
+    input : sequence of str
+        Files of labelled data, for the steps that name none of their own.
+    columns : mapping, optional
+        The recipes' names of columns to the files' (``anchor``: ``title``).
+    force : bool, default=False
+        Publish the model although it is worse than its base. That is noted.
+
+    Raises
+    ------
+    RequestError
+        A recipe, model, input or setting is wrong; nothing was started.
+    JobFailed
+        Training failed. What is finished is kept: the same call goes on.
+    """
+    ui = ui or Ui()
+    began = time.monotonic()
+    asked = request(config, output, store=store, input=input, columns=columns)
+    with _working_folder(asked) as work:
+        engines = Engines(asked.config)
+        try:
+            done = _train(asked, work, engines, ui)
+            measures = _judged(asked, work, done, engines, ui)
+        finally:
+            engines.close()
+        verdict = judging.verdict(asked.judges, measures, margin=config.finetune.margin)
+        status = registry.PUBLISHED if verdict.ok else registry.FORCED if force else registry.REJECTED
+        found = _publish(asked, work, done, measures, verdict.text, status, time.monotonic() - began)
+        shutil.rmtree(work, ignore_errors=True)
+    return found | {"seconds": round(time.monotonic() - began, 3)}
+
+
+def request(
+    config: Config, output: str, *, store: str | Path | None, input: Sequence[str] = (), columns: Mapping[str, str] | None = None
+) -> Request:
+    """Check everything that can be known before an engine is started, and return what is to be done.
+
+    Raises
+    ------
+    RequestError, StoreError
+    """
+    import importlib.util
+
+    for package in NEEDED + (("peft",) if config.finetune.lora else ()) + (("deepspeed",) if config.finetune.deepspeed else ()):
+        if importlib.util.find_spec(package) is None:
+            raise MissingDependency(package, "deepspeed" if package == "deepspeed" else "finetune", "topicscale finetune")
+    steps = plans.parse(config.finetune)
+    held = Store(store) if store is not None else None
+    folder = local_path(output) if held is None else Path(output)
+    name = folder.name
+    registry.check_name(name)
+    if held is None and folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
+        raise RequestError(f"--output must be a new folder, or a name beside --store. {output!r} is there already.")
+    tuned = config.finetune
+    if held is not None and (mine := registry.find(held, tuned.base)) is not None:
+        config = dataclasses.replace(config, finetune=dataclasses.replace(tuned, base=str(mine.path)))
+    base = bases.inspect(config.finetune.base)
+    plans.check(steps, config, base)
+    runtime.local_plan(dataclasses.replace(config.ray, actors=tuned.workers) if tuned.workers else config.ray)
+    data = examples.collect(steps, config, store=held, input=input, columns=columns or {}, judged=bool(tuned.judges))
+    judges = judging.collect(config, data, store=held)
+    return Request(name, config, steps, base, data, judges, examples.deepspeed(tuned.deepspeed), held, folder)
+
+
+def plan(asked: Request) -> dict[str, Any]:
+    """Return what would be done, for ``--dry-run``."""
+    tuned = asked.config.finetune
+    return {
+        "output": asked.name,
+        "store": None if asked.store is None else asked.store.uri,
+        "base": {"name": asked.base.name, "revision": asked.base.revision, "layers": asked.base.layers},
+        "steps": [
+            {
+                "recipe": step.name,
+                "rows": [asked.data.rows(number, i) for i in range(len(step.parts))],
+                "epochs": step.epochs,
+                "batch_size": step.batch_size,
+                "learning_rate": step.learning_rate,
+                "max_steps": step.max_steps,
+            }
+            for number, step in enumerate(asked.steps)
+        ],
+        "dropped": asked.data.dropped,
+        "held_out": asked.data.held_rows,
+        "workers": tuned.workers,
+        "judges": asked.judges.names,
+        "measure": asked.judges.measure,
+    }
+
+
+def _train(asked: Request, work: Path, engines: Engines, ui: Ui) -> dict[str, Any]:
+    """Run the steps that are not done, and return the folder of the model and how it was trained."""
+    start, losses, rows = str(asked.base.path), [], []
+    for number, step in enumerate(asked.steps):
+        here = work / f"step-{number}"
+        trained = examples.train_step(
+            step, number, asked.config, asked.data, base=start, work=here, engines=engines, deepspeed=asked.deepspeed, ui=ui
+        )
+        losses.append(trained.losses)
+        rows.append(trained.rows)
+        start = str(trained.model)
+    return {"model": start, "losses": losses, "rows": rows}
+
+
+def _judged(asked: Request, work: Path, done: Mapping[str, Any], engines: Engines, ui: Ui) -> dict[str, Any]:
+    file = work / "judged.json"
+    if file.exists():
+        found: dict[str, Any] = json.loads(file.read_text())
+        return found
+    began = time.monotonic()
+    found = judging.measure(asked.judges, {"base": str(asked.base.path), "model": done["model"]}, asked.config, engines, work)
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(found))
+    part.replace(file)
+    ui.log("stage", f"judge: base and model by {', '.join(asked.judges.names)}, {time.monotonic() - began:.1f} s", stage="judge")
+    return found
+
+
+def _publish(
+    asked: Request, work: Path, done: Mapping[str, Any], measures: Mapping[str, Any], why: str, status: str, seconds: float
+) -> dict[str, Any]:
+    model = Path(done["model"])
+    revision = resolve(str(model)).revision
+    steps_done = sum(len(curve) for curve in done["losses"])
+    data = {**asked.data.source, "rows": done["rows"], "dropped": asked.data.dropped, "held_out": asked.data.held_rows}
+    found = {
+        "model": asked.name,
+        "revision": revision,
+        "status": status,
+        "verdict": why,
+        "measures": dict(measures),
+        "measure": asked.judges.measure,
+        "steps": [step.name for step in asked.steps],
+        "training_steps": steps_done,
+        "first_loss": done["losses"][0][0][1] if done["losses"][0] else None,
+        "last_loss": done["losses"][-1][-1][1] if done["losses"][-1] else None,
+        "data": data,
+    }
+    if asked.store is None:
+        temporary = asked.folder.with_name(f".{asked.folder.name}.part")
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(model, temporary)
+        asked.folder.parent.mkdir(parents=True, exist_ok=True)
+        if asked.folder.is_dir():
+            asked.folder.rmdir()
+        temporary.rename(asked.folder)
+        return found | {"store": None, "path": str(asked.folder)}
+    row = registry.new(
+        asked.store,
+        name=asked.name,
+        revision=revision,
+        status=status,
+        base=asked.base.name,
+        base_revision=asked.base.revision,
+        steps=asked.config.to_dict()["finetune"]["steps"],
+        measures=measures,
+        verdict=why,
+        configuration=asked.config.to_dict()["finetune"],
+        data=data,
+        steps_done=steps_done,
+        seconds=seconds,
+    )
+    registry.add(asked.store, row, model)
+    (row.path.parent / "losses.json").write_text(json.dumps(done["losses"]))
+    return found | {"store": asked.store.uri, "path": str(row.path)}
+
+
+@contextmanager
+def _working_folder(asked: Request) -> Iterator[Path]:
+    """Yield the folder of what is half done, held against a second training of the same name; an earlier request's is removed."""
+    root = asked.store.path / TRAINING if asked.store is not None else asked.folder.parent
+    root.mkdir(parents=True, exist_ok=True)
+    prefix = f"{asked.name}." if asked.store is not None else f".{asked.name}.finetune."
+    with exclusive(root / f"{prefix}lock", new_run_id(), f"The training of {asked.name!r}"):
+        work = root / f"{prefix}{_print(asked)[:12]}"
+        for other in root.glob(f"{prefix}*"):
+            if other.is_dir() and other != work:
+                shutil.rmtree(other, ignore_errors=True)
+        work.mkdir(exist_ok=True)
+        yield work
+
+
+def _print(asked: Request) -> str:
+    tuned = dataclasses.replace(asked.config.finetune, workers=None, checkpoint_steps=None, judges=(), measure=None, margin=0.0)
+    return fingerprint("finetune", CODE, asked.base.revision, tuned, asked.data.digest, asked.judges.digest)
+
+
+def describe_plan(found: Mapping[str, Any]) -> str:
+    """Return the plan of a training, for people."""
+    lines = [
+        f"output      {found['output']}{' in ' + found['store'] if found['store'] else ''}",
+        f"base        {found['base']['name']} ({found['base']['layers']} layers, revision {found['base']['revision'][:12]})",
+    ]
+    for number, step in enumerate(found["steps"]):
+        rows = " + ".join(f"{n:,}" for n in step["rows"])
+        until = f"{step['max_steps']:,} steps at most" if step["max_steps"] else f"{step['epochs']:g} epoch{'s' * (step['epochs'] != 1)}"
+        lines.append(
+            f"step {number + 1:<6} {step['recipe']}: {rows} rows of data, {until}, {step['batch_size']} examples a step, "
+            f"learning rate {step['learning_rate']:g}"
+        )
+    dropped = ", ".join(f"{reason} {count:,}" for reason, count in found["dropped"].items())
+    lines += [f"left out    {dropped or 'no row'}", f"held out    {found['held_out']:,} rows"]
+    lines.append(f"judged by   {', '.join(found['judges'])}; what decides: {found['measure']}")
+    return "\n".join([*lines, "Nothing was started (--dry-run)."])
+
+
+def describe(found: Mapping[str, Any]) -> str:
+    """Return what became of a training, for people."""
+    lines = [f"{found['model']}: {' then '.join(found['steps'])}, {found['training_steps']:,} steps, {found['seconds']:.0f} s"]
+    if found["first_loss"] is not None:
+        lines.append(f"loss        {found['first_loss']:.4f} -> {found['last_loss']:.4f}")
+    before, after = found["measures"]["base"], found["measures"]["model"]
+    for task, values in after.items():
+        for key, value in values.items():
+            if isinstance(value, float) and isinstance(before[task].get(key), float):
+                lines.append(f"{task + '.' + key:<28} {before[task][key]:>9.4f} -> {value:>9.4f}")
+    lines.append(f"{found['status']}: {found['verdict']}")
+    lines.append(f"-> {found['path']}")
+    if found["store"] is not None and found["status"] != registry.REJECTED:
+        lines.append(f"Next: topicscale run ... --store {found['store']} --set embedding.model={found['model']}")
+    return "\n".join(lines)

@@ -1,0 +1,404 @@
+"""Training data of a fine-tuning: what is read, what is made of it, and each step's training."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from deltalake import DeltaTable, write_deltalake
+from topicscale.finetune.training import Part as TrainingPart
+from topicscale.finetune.training import Training, total_steps
+
+from jobs.engines import Engines
+from jobs.progress import Ui
+from ray_actors import runtime
+from ray_actors.finetune import Tutor, train
+from ray_actors.pool import Pool, Unit
+from topicscale.config import Config, fingerprint, presets
+from topicscale.errors import ConfigError, InputError, JobFailed, RequestError
+from topicscale.finetune import data as reading
+from topicscale.finetune import steps as plans
+from topicscale.finetune.recipe import Kind
+from topicscale.finetune.steps import Part, Step
+from topicscale.store import Store
+
+CHUNK = 2048
+"""Texts that a worker embeds in one call."""
+SLOW_CHUNK = 64
+"""Texts that a worker generates for, or pairs that it scores 16 times as many of, in one call: what a kill may lose."""
+
+
+@dataclass
+class Data:
+    """What the steps train on, and what was kept back to judge with."""
+
+    parts: list[list[tuple[pa.Table, Kind]]]
+    """By step and part."""
+    held: list[tuple[pa.Table, Kind]]
+    """Labelled rows that nothing is trained on, the last step's first."""
+    dropped: dict[str, int]
+    """Rows that cannot be used, by reason."""
+    source: dict[str, Any]
+    """Inputs and versions, for the record."""
+    digest: str
+    """Of all tables."""
+
+    def rows(self, step: int, part: int) -> int:
+        """Return the rows of data of one part."""
+        return int(self.parts[step][part][0].num_rows)
+
+    @property
+    def held_rows(self) -> int:
+        """Rows kept back."""
+        return sum(int(table.num_rows) for table, _ in self.held)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished step."""
+
+    model: Path
+    losses: list[tuple[int, float]]
+    rows: list[int]
+    """Examples by part."""
+
+
+def collect(
+    steps: Sequence[Step], config: Config, *, store: Store | None, input: Sequence[str], columns: Mapping[str, str], judged: bool
+) -> Data:
+    """Read what every part of every step trains on.
+
+    Parameters
+    ----------
+    judged : bool
+        Judges are named: nothing needs to be held out.
+
+    Raises
+    ------
+    RequestError
+        A part has no data of a kind that it can train on.
+    """
+    tuned = config.finetune
+    reader = {key: config.input.options[key] for key in config.input.options}
+    loaded: dict[str, reading.Loaded] = {}
+    dropped: dict[str, int] = {}
+    kept: dict[str, tuple[pa.Table, pa.Table]] = {}
+    texts: pa.Table | None = None
+    found: list[list[tuple[pa.Table, Kind]]] = []
+    held: dict[str, tuple[pa.Table, Kind]] = {}
+    source: dict[str, Any] = {"input": sorted({*input, *(path for step in steps for part in step.parts for path in part.input)})}
+
+    def labelled(part: Part) -> tuple[str, reading.Loaded] | None:
+        paths = part.input or tuple(input)
+        if not paths:
+            return None
+        how = (paths, part.columns if part.input else columns, part.reader or reader, part.score_range)
+        key = fingerprint([list(paths), dict(how[1]), dict(how[2]), how[3]])
+        if key not in loaded:
+            loaded[key] = one = reading.read(paths, dict(how[1]), reader=dict(how[2]), score_range=how[3])
+            for reason, count in one.dropped.items():
+                dropped[reason] = dropped.get(reason, 0) + count
+            kept[key] = (one.table, one.table.slice(0, 0))
+            if not judged and tuned.held_out and one.kind != "texts":
+                kept[key] = reading.held_out(one.table, tuned.held_out, tuned.seed)
+        return key, loaded[key]
+
+    for step in steps:
+        row: list[tuple[pa.Table, Kind]] = []
+        for part in step.parts:
+            name = part.recipe.name
+            given = labelled(part)
+            kind = plans.kind_for(part, given[1].kind) if given is not None else None
+            own = bool(part.input) or store is None or "texts" not in part.recipe.kinds
+            if given is not None and kind is not None and (kind != "texts" or own or given[1].kind == "texts"):
+                key, one = given
+                train_on = kept[key][0]
+                row.append((train_on if kind == one.kind else texts_of(train_on, one.kind), kind))
+                if kept[key][1].num_rows and one.kind != "texts":
+                    held[key] = (kept[key][1], one.kind)
+                continue
+            if "texts" in part.recipe.kinds and store is not None:
+                if texts is None:
+                    texts, version = documents(store, tuned.documents, tuned.seed)
+                    source |= {"store": store.uri, "documents_version": version}
+                row.append((texts, "texts"))
+                continue
+            if given is not None:
+                raise RequestError(
+                    f"The recipe {name} trains on {' or '.join(part.recipe.kinds)}. Got {given[1].kind} instead "
+                    f"(columns {', '.join(given[1].table.column_names)}). Name the columns it needs: --columns "
+                    f"{','.join(f'{c}=...' for c in plans.COLUMNS[part.recipe.kinds[0]])}"
+                )
+            wanted = "--store, whose documents it can train on, or --input" if "texts" in part.recipe.kinds else "--input"
+            raise RequestError(f"The recipe {name} trains on {' or '.join(part.recipe.kinds)}. Give it {wanted}.")
+        found.append(row)
+    for step, row in zip(steps, found, strict=True):
+        for part, (table, _) in zip(step.parts, row, strict=True):
+            if table.num_rows < 2:
+                raise InputError(f"The recipe {part.recipe.name} needs at least 2 rows to train on. Got {table.num_rows} instead.")
+    digest = fingerprint([[_digest(table) for table, _ in row] for row in found])
+    return Data(found, list(reversed(held.values())), dropped, source, digest)
+
+
+def documents(store: Store, most: int | None, seed: int) -> tuple[pa.Table, int]:
+    """Return distinct texts of a store's newest generation, at most ``most``, chosen by a hash of the text, and the version read."""
+    store.check_documents()
+    reader = Store(store.uri)
+    version = reader.pin().versions["documents"]
+    chosen: dict[bytes, str] = {}
+    limit = 1 << 64
+    for batch in reader.read_batches("documents", ["text"]):
+        for text in batch.column("text").to_pylist():
+            key = hashlib.blake2b(f"{seed}\0{text}".encode(), digest_size=8).digest()
+            if int.from_bytes(key, "big") < limit:
+                chosen[key] = text
+        if most is not None and len(chosen) > 2 * most:  # the smallest hashes are kept, so that the choice is that of one pass over all
+            chosen = dict(sorted(chosen.items())[:most])
+            limit = int.from_bytes(max(chosen), "big")
+    ordered = [text.strip() for _, text in sorted(chosen.items())[:most]]
+    return pa.table({"text": pa.array(ordered, pa.string())}), int(version)
+
+
+def texts_of(table: pa.Table, kind: Kind) -> pa.Table:
+    """Return the distinct texts of labelled data, in the order they come."""
+    seen: dict[str, None] = {}
+    for name in plans.columns_of(kind):
+        seen.update(dict.fromkeys(table[name].to_pylist()))
+    return pa.table({"text": pa.array(list(seen), pa.string())})
+
+
+def deepspeed(name: str | None) -> dict[str, Any] | None:
+    """Return DeepSpeed's settings from a preset's name or a JSON file.
+
+    Raises
+    ------
+    ConfigError
+        There is no such preset or file, or its ZeRO stage cannot be saved as one model.
+    """
+    if name is None:
+        return None
+    folder = next(iter(presets().values())).parent
+    known = {path.stem: path for path in sorted(folder.glob("deepspeed-*.json"))}
+    path = known.get(name, Path(name))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"finetune.deepspeed must be one of {', '.join(known)}, or a JSON file. Got {name!r} instead: {error}") from error
+    stage = found.get("zero_optimization", {}).get("stage", 0) if isinstance(found, dict) else None
+    if stage not in (0, 1, 2):
+        raise ConfigError(
+            f"finetune.deepspeed must be of ZeRO stage 0, 1 or 2: a model in pieces (3) cannot be saved. Got {stage!r} instead."
+        )
+    return dict(found)
+
+
+def train_step(
+    step: Step,
+    number: int,
+    config: Config,
+    data: Data,
+    *,
+    base: str,
+    work: Path,
+    engines: Engines,
+    deepspeed: Mapping[str, Any] | None,
+    ui: Ui,
+) -> Trained:
+    """Make one step's examples and train on them, unless that is done; return the model."""
+    work.mkdir(parents=True, exist_ok=True)
+    label = f"step {number + 1} ({step.name})"
+    parts, rows = _examples(step, number, config, data, base=base, work=work, engines=engines, ui=ui)
+    tuned = config.finetune
+    fresh = step.passes if any(part.recipe.fresh for part in step.parts) else 1
+    training = Training(
+        base=base,
+        parts=tuple(parts),
+        epochs=step.epochs / fresh,
+        batch_size=step.batch_size,
+        learning_rate=step.learning_rate,
+        warmup=step.warmup,
+        weight_decay=step.weight_decay,
+        scheduler=step.scheduler,
+        max_steps=step.max_steps,
+        accumulate=tuned.accumulate,
+        precision="float32",
+        deepspeed=deepspeed,
+        checkpoint_steps=1,
+        seed=tuned.seed + number,
+        pooling=step.pooling,
+        similarity=tuned.similarity,
+        layers=tuned.layers if number == 0 else None,
+        freeze=tuned.freeze,
+        dropout=tuned.dropout,
+        max_tokens=tuned.max_tokens,
+        lora=tuned.lora,
+    )
+    total = total_steps(training, rows)
+    training = dataclasses.replace(training, checkpoint_steps=plans.checkpoint_steps(tuned, total))
+    if not (work / "model").is_dir():
+        engines.release()  # its workers' processors are wanted
+        held = runtime.held(config.ray)
+        workers = tuned.workers or (int(held.gpus) if held.gpus >= 1 and step.parallel else 1)
+        if not step.parallel:
+            workers = 1
+        layout = runtime.divided(config.ray, workers)
+        training = dataclasses.replace(training, precision=_precision(tuned.precision, gpu=bool(layout.gpus)))
+        began = time.monotonic()
+        with ui.stage(label, total, unit="steps") as bar:
+            done = 0
+
+            def show(at: int, of: int, loss: float | None) -> None:
+                nonlocal done
+                bar.advance(max(0, at - done))
+                done = max(done, at)
+
+            train(training, work, layout=layout, attempts=config.ray.attempts, progress=show)
+        ui.log("stage", f"{label}: {total:,} steps on {layout}, {time.monotonic() - began:.1f} s", stage="finetune")
+        shutil.rmtree(work / "checkpoints", ignore_errors=True)
+    losses = [(int(at), float(loss)) for at, loss in json.loads((work / "losses.json").read_text())]
+    return Trained(work / "model", losses, rows)
+
+
+def _precision(asked: str, *, gpu: bool) -> str:
+    if asked != "auto":
+        return asked
+    return "bfloat16" if gpu else "float32"
+
+
+def _examples(
+    step: Step, number: int, config: Config, data: Data, *, base: str, work: Path, engines: Engines, ui: Ui
+) -> tuple[list[TrainingPart], list[int]]:
+    tools: PooledTools | None = None
+    parts, rows = [], []
+    try:
+        for i, (part, (table, kind)) in enumerate(zip(step.parts, data.parts[number], strict=True)):
+            target = str(work / f"examples-{i}")
+            if not DeltaTable.is_deltatable(target):
+                began = time.monotonic()
+                tools = tools or PooledTools(config, engines, work, ui)
+                passes = step.passes if part.recipe.fresh else 1
+                made = [
+                    part.recipe.examples(table, kind, part.options, base=base, seed=config.finetune.seed + 1_000_003 * k, tools=tools)
+                    for k in range(passes)
+                ]
+                whole = pa.concat_tables(made)
+                if whole.num_rows < 2:
+                    raise InputError(
+                        f"The recipe {part.recipe.name} made {whole.num_rows} examples of {table.num_rows:,} rows: too few to train on."
+                    )
+                write_deltalake(target, whole)  # one commit: there whole or not at all
+                ui.log(
+                    "stage",
+                    f"step {number + 1}: {whole.num_rows:,} examples of {table.num_rows:,} rows ({part.recipe.name}), "
+                    f"{time.monotonic() - began:.1f} s",
+                    stage="examples",
+                )
+            held = DeltaTable(target, version=0)
+            parts.append(TrainingPart(part.recipe.name, dict(part.options), target, 0))
+            rows.append(int(held.to_pyarrow_dataset().count_rows()))
+    finally:
+        if tools is not None:
+            tools.close()
+    return parts, rows
+
+
+@dataclass
+class PooledTools:
+    """:class:`topicscale.finetune.recipe.Tools` over a pool of workers, started when first asked. Slow answers are kept as they come."""
+
+    config: Config
+    engines: Engines
+    work: Path
+    ui: Ui
+    _pool: Pool | None = field(default=None, init=False)
+
+    def close(self) -> None:
+        """End the workers."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def embed(self, model: str, texts: Sequence[str]) -> Any:
+        """See the protocol."""
+        parts = self._map("embed", texts, CHUNK, lambda some: {"model": model, "texts": some}, keep=False)
+        return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
+
+    def generate(self, model: str, texts: Sequence[str], *, queries: int, seed: int, options: Mapping[str, Any]) -> list[list[str]]:
+        """See the protocol."""
+        parts = self._map(
+            "generate",
+            texts,
+            SLOW_CHUNK,
+            lambda some: {"model": model, "texts": some, "queries": queries, "seed": seed, "options": dict(options)},
+            keep=True,
+        )
+        return [found for part in parts for found in part]
+
+    def score(self, model: str, pairs: Sequence[tuple[str, str]], *, logits: bool = False) -> Any:
+        """See the protocol."""
+        parts = self._map("score", pairs, SLOW_CHUNK * 16, lambda some: {"model": model, "pairs": some, "logits": logits}, keep=True)
+        return np.concatenate([np.asarray(part, np.float32) for part in parts]) if parts else np.zeros(0, np.float32)
+
+    def cross_encoder(self, base: str, examples: pa.Table, options: Mapping[str, Any]) -> str:
+        """See the protocol."""
+        (found,) = self._map(
+            "cross_encoder", [None], 1, lambda _: {"base": base, "examples": examples, "options": dict(options)}, keep=False
+        )
+        return str(found)
+
+    def _map(
+        self, tool: str, items: Sequence[Any], chunk: int, arguments: Callable[[list[Any]], dict[str, Any]], *, keep: bool
+    ) -> list[Any]:
+        folder = self.work / "answers"
+        chunks = [list(items[i : i + chunk]) for i in range(0, len(items), chunk)]
+        asked = [arguments(some) for some in chunks]
+        names = [fingerprint(tool, one) if keep else str(i) for i, one in enumerate(asked)]
+        answers: dict[str, Any] = {}
+        if keep:
+            folder.mkdir(parents=True, exist_ok=True)
+            answers = {name: json.loads(file.read_text()) for name in names if (file := folder / f"{name}.json").exists()}
+        pending = {name: one for name, one in zip(names, asked, strict=True) if name not in answers}
+        if pending:
+            pool = self._started()
+            sizes = dict(zip(names, map(len, chunks), strict=True))
+            units = (Unit(name, {"work": str(self.work), "tool": tool, "arguments": one}) for name, one in pending.items())
+            with self.ui.stage(tool, sum(sizes[name] for name in pending), unit="texts") as bar:
+                for outcome in pool.run("use", units):
+                    if outcome.error is not None:
+                        raise JobFailed(f"{tool}: {outcome.error}")
+                    answers[outcome.key] = outcome.value
+                    if keep:
+                        _keep(folder / f"{outcome.key}.json", outcome.value)
+                    bar.advance(sizes[outcome.key])
+        return [answers[name] for name in names]
+
+    def _started(self) -> Pool:
+        if self._pool is None:
+            self.engines.release()
+            ray = self.config.ray
+            self._pool = Pool(runtime.held(ray), attempts=ray.attempts, timeout=ray.timeout, worker=Tutor)
+        return self._pool
+
+
+def _keep(file: Path, value: Any) -> None:
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(value.tolist() if isinstance(value, np.ndarray) else value))
+    part.replace(file)
+
+
+def _digest(table: pa.Table) -> str:
+    digest = hashlib.sha256()
+    for name in table.column_names:
+        digest.update(name.encode() + b"\0")
+        for value in table[name].to_pylist():
+            digest.update(repr(value).encode() + b"\0")
+    return digest.hexdigest()

@@ -1,0 +1,127 @@
+"""What a trained model and its base are judged by, and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from topicscale.judge.clustering import clustering
+from topicscale.judge.rank import Verdict, better, which
+from topicscale.judge.retrieval import retrieval
+from topicscale.judge.sts import sts
+from topicscale.judge.task import MEASURES, Ready, load, parse
+
+from jobs.engines import Engines
+from jobs.judge import corpus
+from jobs.progress import Ui
+from jobs.stages.examples import Data, PooledTools
+from topicscale.config import Config, fingerprint
+from topicscale.errors import RequestError
+from topicscale.finetune.recipe import NLI, Kind
+from topicscale.represent.view import Encode
+from topicscale.store import Store
+
+FEWEST = 20
+"""Rows that must have been held out for a judge to be made of them."""
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Tasks whose data are read and checked."""
+
+    ready: list[Ready]
+    measure: str
+    """What decides."""
+
+    @property
+    def names(self) -> list[str]:
+        """The tasks."""
+        return [f"{task.name} ({task.rows:,} rows)" for task in self.ready]
+
+    @property
+    def digest(self) -> str:
+        """What tells these judges from others in a fingerprint."""
+        return fingerprint([[task.name, task.rows] for task in self.ready])
+
+
+def collect(config: Config, data: Data, *, store: Store | None) -> Judges:
+    """Return the judges that ``finetune.judges`` names; without any, those that the data allow.
+
+    These are the rows that were held out of labelled data, which judge first, and the topics of the store's documents.
+
+    Raises
+    ------
+    RequestError
+        There is nothing to judge by, or the measure is none that the judges have.
+    """
+    tuned = config.finetune
+    own = _corpus(store)
+    if tuned.judges:
+        ready = load([parse(text) for text in tuned.judges], corpus=own, config=None if own is not None else config)
+    else:
+        ready = [task for table, kind in data.held if (task := _held(table, kind)) is not None]
+        if own is not None:
+            ready += load([parse("topics")], corpus=own)
+    if not ready:
+        raise RequestError(
+            "There is nothing to judge the model by: no row was held out, and no store is named. Add --judge (for example "
+            "sts=pairs.tsv, topics=texts.csv:body), or --store."
+        )
+    measure = tuned.measure or ready[0].chief
+    which({task.name: dict.fromkeys(MEASURES[task.kind], 0.0) for task in ready}, measure)
+    return Judges(ready, measure)
+
+
+def measure(
+    judges: Judges, models: Mapping[str, str], config: Config, engines: Engines, work: Path
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Return what every model is measured at, by its key and the task."""
+    tools = PooledTools(config, engines, work, Ui("quiet"))
+    try:
+        return {key: {task.name: task.run(_encode(tools, model)) for task in judges.ready} for key, model in models.items()}
+    finally:
+        tools.close()
+
+
+def verdict(judges: Judges, measures: Mapping[str, Any], *, margin: float) -> Verdict:
+    """Return whether the model is better than its base by the measure that decides."""
+    return better(measures["base"], measures["model"], judges.measure, margin)
+
+
+def _encode(tools: PooledTools, model: str) -> Encode:
+    def encode(texts: Sequence[str]) -> Any:
+        return tools.embed(model, texts)
+
+    return encode
+
+
+def _corpus(store: Store | None) -> Any:
+    if store is None or not store.has("documents") or not store.snapshots():
+        return None
+    return corpus(store.uri)
+
+
+def _held(table: pa.Table, kind: Kind) -> Ready | None:
+    """Return the judge that held-out rows of a kind make, None where they are too few or alike."""
+    held = {name: table[name].to_pylist() for name in table.column_names}
+    if kind == "nli":
+        entailed = [row for row in zip(held["sentence1"], held["sentence2"], held["label"], strict=True) if row[2] == NLI[0]]
+        held = {"anchor": [row[0] for row in entailed], "positive": [row[1] for row in entailed]}
+        kind = "pairs"
+    rows = len(next(iter(held.values())))
+    if rows < FEWEST:
+        return None
+    if kind == "scored":
+        if len(set(held["score"])) < 2:
+            return None
+        return Ready("sts:held-out", "sts", lambda encode: sts(encode, held["sentence1"], held["sentence2"], held["score"]), rows)
+    if kind == "pairs":
+        if len(set(held["positive"])) < 2:
+            return None
+        return Ready("retrieval:held-out", "retrieval", lambda encode: retrieval(encode, held["anchor"], held["positive"]), rows)
+    if len(set(held["label"])) < 2:
+        return None
+    return Ready("clustering:held-out", "clustering", lambda encode: clustering(encode, held["text"], held["label"]), rows)

@@ -1,0 +1,139 @@
+"""Fine-tuning on Ray: a worker that lends its models to recipes, and Ray Train over several workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from topicscale.finetune.training import Training
+
+from ray_actors.runtime import Layout
+from ray_actors.worker import Worker, limit_threads
+from topicscale.errors import JobFailed
+
+PROGRESS = "progress.json"
+"""File of the working folder that says how far training is: {"step": ..., "steps": ..., "loss": ...}."""
+POLL = 0.5
+"""Seconds between looks at it."""
+
+
+class Tutor(Worker):
+    """One of a pool's processes (see :class:`ray_actors.pool.Pool`): embeds, generates and scores, with loaded models kept."""
+
+    def __init__(self, threads: int, device: str) -> None:
+        super().__init__(threads, device)
+        self._tools: tuple[str, Any] | None = None
+
+    def use(self, *, work: str, tool: str, arguments: dict[str, Any]) -> Any:
+        """Call a method of :class:`topicscale.finetune.tools.LocalTools`."""
+        from topicscale.finetune.tools import LocalTools
+
+        if self._tools is None or self._tools[0] != work:
+            self._tools = (work, LocalTools(threads=self._threads, device=self._device, work=Path(work)))
+        return getattr(self._tools[1], tool)(**arguments)
+
+
+def train(
+    training: Training, work: Path, *, layout: Layout, attempts: int, progress: Callable[[int, int, float | None], None] | None = None
+) -> None:
+    """Train over ``layout.actors`` processes; ``work/model`` holds the model when this returns.
+
+    A worker that dies ends its group, and a new one goes on from the last checkpoint in ``work``, ``attempts`` times in all. The driver
+    may die too: called again with the same arguments, training goes on from there.
+
+    Parameters
+    ----------
+    work : Path
+        A folder that every node sees.
+    progress : callable, optional
+        Called with (step, steps, loss) now and then.
+
+    Raises
+    ------
+    JobFailed
+        The workers failed more often than that, or their code did.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import LoggingConfig
+
+    work.mkdir(parents=True, exist_ok=True)
+    device = "cuda" if layout.gpus else "cpu"
+    trainer = TorchTrainer(
+        _loop,
+        train_loop_config={"training": training, "work": str(work), "device": device, "threads": layout.cpus},
+        scaling_config=ScalingConfig(
+            num_workers=layout.actors,
+            use_gpu=bool(layout.gpus),
+            resources_per_worker={"CPU": layout.cpus} | ({"GPU": layout.gpus} if layout.gpus else {}),
+        ),
+        torch_config=TorchConfig(backend="nccl" if layout.gpus else "gloo"),
+        run_config=RunConfig(
+            name="train",
+            storage_path=str(work / "ray"),
+            failure_config=FailureConfig(max_failures=attempts - 1),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    ended = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(work / PROGRESS, ended, progress), daemon=True)
+    if progress is not None:
+        watcher.start()
+    try:
+        trainer.fit()
+    except KeyboardInterrupt:
+        raise
+    except Exception as error:
+        raise JobFailed(f"training: {_cause(error)}") from error
+    finally:
+        ended.set()
+        if progress is not None:
+            watcher.join()
+
+
+def _loop(config: dict[str, Any]) -> None:
+    """What each process of the group runs."""
+    from ray.train import get_context
+    from topicscale.finetune.training import train as run
+
+    limit_threads(config["threads"])
+    first = get_context().get_world_rank() == 0
+    file = Path(config["work"]) / PROGRESS
+    last = 0.0
+
+    def report(step: int, steps: int, loss: float | None) -> None:
+        nonlocal last
+        if first and (time.monotonic() - last >= POLL or step == steps):
+            last = time.monotonic()
+            part = file.with_suffix(f".{os.getpid()}")
+            part.write_text(json.dumps({"step": step, "steps": steps, "loss": loss}))
+            part.replace(file)
+
+    run(config["training"], Path(config["work"]), device=config["device"], threads=config["threads"], report=report)
+
+
+def _watch(file: Path, ended: threading.Event, progress: Callable[[int, int, float | None], None] | None) -> None:
+    assert progress is not None
+    over = False
+    while not over:
+        over = ended.wait(POLL)  # one look more after the end
+        try:
+            said = json.loads(file.read_text())
+        except (OSError, ValueError):
+            continue
+        progress(said["step"], said["steps"], said["loss"])
+
+
+def _cause(error: BaseException) -> str:
+    """Return the worker's own words: Ray Train wraps them once for each process and once more."""
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        first = next(iter(failures.values()))
+        lines = [line for line in str(first).strip().splitlines() if line.strip()]
+        return lines[-1][:500] if lines else type(first).__name__
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:500]

@@ -1,0 +1,320 @@
+"""Fine-tuning on real engines: training, judging, publishing, and what is left after kills."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from jobs.cli import main
+from jobs.finetune import finetune
+from jobs.forget import forget
+from jobs.progress import Ui
+from jobs.run import run
+from tests import corpus
+from topicscale import config, registry
+from topicscale.errors import ConfigError, InputError, ModelError, RequestError, StoreLocked
+from topicscale.store import TRAINING, Store, exclusive
+
+QUIET = Ui("quiet")
+SMALL = {"layers": 2, "batch_size": 16, "max_tokens": 32}
+"""Two layers of MiniLM: a step takes a fraction of a second."""
+
+
+def settings(steps: list, **finetune) -> config.Config:
+    return config.load(values={"finetune": {**SMALL, "steps": steps, **finetune}})
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory) -> Path:
+    """Pairs of texts: 1 for two of a theme, 0 for two of different themes."""
+    generator = random.Random(3)
+    content = corpus.rows()
+    path = tmp_path_factory.mktemp("scored") / "pairs.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["sentence1", "sentence2", "score"])
+        for _ in range(400):
+            one, other = generator.sample(content, 2)
+            writer.writerow([one[1], other[1], float(one[2] == other[2])])
+    return path
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    return corpus.write_csv(tmp_path_factory.mktemp("input") / "corpus.csv", corpus.rows())
+
+
+@pytest.fixture(scope="module")
+def fitted(source, tmp_path_factory, spark, ray_layout) -> Path:
+    store = tmp_path_factory.mktemp("stores") / "fitted"
+    run(job(source), str(store), ui=QUIET)
+    return store
+
+
+@pytest.fixture
+def store(fitted, tmp_path) -> Path:
+    shutil.copytree(fitted, tmp_path / "store")
+    return tmp_path / "store"
+
+
+def job(source: Path, *overrides: str) -> config.Config:
+    basic = {"input": {"paths": [str(source)], "id_column": "id"}, "partition": {"number": 2}, "topics": {"min_size": 5}}
+    return config.load(values=basic, overrides=list(overrides))
+
+
+def curve(model: Path) -> list:
+    return json.loads((model.parent / "losses.json").read_text())
+
+
+def vectors(store: Path) -> np.ndarray:
+    rows = Store(store).read("embeddings").sort_by("doc_id")
+    return np.stack(rows["vector"].to_numpy(zero_copy_only=False))
+
+
+def test_a_model_that_is_better_is_published_and_run_takes_it_by_name(store, source, scored) -> None:
+    found = finetune(settings(["cosine"], epochs=3, learning_rate=2e-4), "themes", store=store, input=[str(scored)], ui=QUIET)
+    assert found["status"] == "published"
+    assert found["measure"] == "sts:held-out.spearman"
+    before, after = (found["measures"][key]["sts:held-out"]["spearman"] for key in ("base", "model"))
+    assert after > before
+    assert found["last_loss"] < found["first_loss"]
+    assert not list((store / TRAINING).glob("*/"))  # what was half done is gone
+
+    (held,) = registry.trained(Store(store))
+    assert (held.name, held.status, held.base) == ("themes", "published", "all-MiniLM-L6-v2")
+    assert held.data["documents_version"] if "documents_version" in held.data else True
+    assert (held.path / "model.safetensors").is_file()
+    assert not [file for file in held.path.rglob("*") if file.suffix in (".bin", ".pt", ".pth", ".pkl")]
+
+    old = vectors(store)
+    ended = run(job(source, "embedding.model=themes"), str(store), ui=QUIET)
+    assert not ended.nothing_to_do
+    new = vectors(store)
+    assert (np.einsum("ij,ij->i", old, new) < 0.99).mean() > 0.9  # all were embedded again
+    spaces = set(Store(store).read("embeddings")["space"].to_pylist())
+    assert len(spaces) == 1
+    assert run(job(source, "embedding.model=themes"), str(store), ui=QUIET).nothing_to_do
+
+
+def test_a_store_that_was_moved_finds_its_model(store, source, scored, tmp_path) -> None:
+    finetune(settings(["cosine"], max_steps=2), "mine", store=store, input=[str(scored)], force=True, ui=QUIET)
+    run(job(source, "embedding.model=mine"), str(store), ui=QUIET)
+    moved = tmp_path / "elsewhere"
+    store.rename(moved)
+    from topicscale import TopicModel
+
+    model = TopicModel.load(str(moved))
+    texts = [text for _, text, _ in corpus.rows()[:5]]
+    topics, _ = model.transform(texts)
+    assert len(topics) == 5
+
+
+def test_a_model_that_is_worse_is_kept_and_rejected(store, source, scored, capsys) -> None:
+    # a learning rate that breaks any model
+    asked = ["finetune", "--recipe", "cosine", "--input", str(scored), "--store", str(store), "--output", "broken", "--quiet"]
+    for item in ("layers=2", "batch_size=16", "max_tokens=32", "max_steps=20", "learning_rate=0.5", "warmup=0"):
+        asked += ["--set", f"finetune.{item}"]
+    assert main(asked) == 1
+    assert "rejected" in capsys.readouterr().out
+    (held,) = registry.trained(Store(store))
+    assert held.status == "rejected"
+    assert held.path.is_dir()
+    with pytest.raises(RequestError, match="was rejected"):
+        run(job(source, "embedding.model=broken"), str(store), ui=QUIET)
+
+    assert main([*asked, "--force"]) == 0
+    assert registry.trained(Store(store))[-1].status == "forced"
+    assert registry.find(Store(store), "broken") is not None
+    assert main(["models", "--store", str(store)]) == 0
+    assert "forced" in capsys.readouterr().out
+
+
+def test_documents_of_a_store_are_trained_on_without_any_label(store, capsys) -> None:
+    found = finetune(settings(["crop"], max_steps=4, epochs=2), "cropped", store=store, ui=QUIET, force=True)
+    assert found["steps"] == ["crop"]
+    assert found["data"]["rows"] == [[400]]  # 200 documents, each cropped anew in both passes
+    assert found["measure"] == "topics.npmi"
+    held = registry.trained(Store(store))[-1]
+    assert held.data["documents_version"] == Store(store).pin().versions["documents"]
+
+
+def test_steps_run_one_after_another_and_recipes_together(scored, source, tmp_path, ray_layout) -> None:
+    pairs = tmp_path / "same.csv"
+    with pairs.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["title", "body"])
+        by_theme: dict[str, list[str]] = {}
+        for _, text, theme in corpus.rows():
+            by_theme.setdefault(theme, []).append(text)
+        for texts in by_theme.values():
+            writer.writerows(zip(texts[::2], texts[1::2], strict=True))
+    together = [
+        {"recipe": "mnr", "input": str(pairs), "columns": {"anchor": "title", "positive": "body"}},
+        {"recipe": "cosine", "input": str(scored)},
+    ]
+    steps = [{"recipe": "simcse", "max_steps": 2}, together]
+    found = finetune(settings(steps, max_steps=5), str(tmp_path / "model"), input=[str(scored)], ui=QUIET)
+    assert found["steps"] == ["simcse", "mnr + cosine"]
+    assert found["training_steps"] == 7
+    assert set(found["measures"]["model"]) == {"retrieval:held-out", "sts:held-out"}
+    from topicscale.config import EmbeddingConfig
+    from topicscale.embedding import Embedder
+
+    assert Embedder(EmbeddingConfig(model=found["path"]), threads=2).encode(["one text"]).vectors.shape == (1, 384)
+
+
+def test_two_workers_lose_as_one_does(scored, tmp_path, ray_layout) -> None:
+    curves = []
+    for workers in (1, 2):
+        steps = settings(["cosine"], max_steps=6, dropout=0.0, workers=workers, judges=[f"sts={scored}:sentence1,sentence2,score"])
+        store_less = tmp_path / f"model-{workers}"
+        found = finetune(steps, str(store_less), input=[str(scored)], ui=QUIET)
+        curves.append((found["first_loss"], found["last_loss"]))
+    assert np.allclose(curves[0], curves[1], atol=1e-3)
+
+
+SCRIPT = """
+import sys
+from jobs.cli import main
+raise SystemExit(main(sys.argv[1:]))
+"""
+
+
+def training(scored: Path, store: Path, name: str, log: Path) -> subprocess.Popen[bytes]:
+    options = ["steps=[cosine]", "layers=2", "batch_size=8", "max_tokens=32", "max_steps=60", "checkpoint_steps=5", "seed=9"]
+    sets = [part for item in options for part in ("--set", f"finetune.{item}")]
+    arguments = ["finetune", "--input", str(scored), "--store", str(store), "--output", name, "--force", "--json", *sets]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, *arguments],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=log.open("ab"),
+        stderr=subprocess.STDOUT,
+    )
+
+
+def wait_for_checkpoint(process: subprocess.Popen[bytes], store: Path, log: Path) -> None:
+    deadline = time.monotonic() + 240
+    while not list(store.glob(f"{TRAINING}/*/step-0/checkpoints/checkpoint-*/complete")):
+        assert process.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(fitted, scored, tmp_path_factory) -> list:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    shutil.copytree(fitted, folder / "store")
+    process = training(scored, folder / "store", "model", folder / "log")
+    assert process.wait(300) == 0, (folder / "log").read_text()[-3000:]
+    return curve(registry.trained(Store(folder / "store"))[-1].path)
+
+
+@pytest.mark.parametrize("victim", ["driver", "worker"])
+def test_killed_in_training_it_ends_as_if_it_had_not_been(victim, store, scored, undisturbed, tmp_path) -> None:
+    log = tmp_path / "log"
+    process = training(scored, store, "model", log)
+    try:
+        wait_for_checkpoint(process, store, log)
+        children = psutil.Process(process.pid).children(recursive=True)
+        if victim == "driver":
+            process.send_signal(signal.SIGKILL)
+            process.wait(60)
+            for child in children:  # Ray's processes end with their driver
+                child.wait(60)
+            process = training(scored, store, "model", log)
+        else:
+            workers = [child for child in children if "RayTrainWorker" in " ".join(child.cmdline() or [child.name()])]
+            assert workers
+            workers[0].kill()
+        assert process.wait(300) == 0, log.read_text()[-3000:]
+    finally:
+        process.kill()
+    found = curve(registry.trained(Store(store))[-1].path)
+    assert [step for step, _ in found[0]] == list(range(1, 61))
+    assert np.allclose([loss for _, loss in found[0]], [loss for _, loss in undisturbed[0]], atol=1e-5)
+
+
+def test_forgetting_removes_trainings_that_hold_texts(store, tmp_path) -> None:
+    half_done = store / TRAINING / "model.0123456789ab"
+    half_done.mkdir(parents=True)
+    (half_done / "examples.txt").write_text("a document")
+    ids = tmp_path / "ids.txt"
+    ids.write_text(Store(store).read("documents", ["doc_id"])["doc_id"][0].as_py())
+    forget(ids, store, ui=QUIET)
+    assert not half_done.exists()
+
+
+def test_one_name_is_trained_by_one_job_at_a_time(store, scored) -> None:
+    (store / TRAINING).mkdir()
+    with exclusive(store / TRAINING / "busy.lock", "other", "x"), pytest.raises(StoreLocked, match="in use by run other"):
+        finetune(settings(["cosine"]), "busy", store=store, input=[str(scored)], ui=QUIET)
+
+
+@pytest.mark.parametrize(
+    ("steps", "changes", "error", "message"),
+    [
+        (["cosin"], {}, ConfigError, "Did you mean 'cosine'"),
+        ([], {}, ConfigError, "at least one recipe"),
+        ([{"recipe": "cosine", "scal": 3}], {}, ConfigError, "has no key 'scal'"),
+        (["tsdae"], {"workers": 2}, ConfigError, "workers must be 1"),
+        (["tsdae"], {"base": "smollm2-135m-instruct"}, ModelError, "cross-attention"),
+        (["mlm"], {"base": "smollm2-135m-instruct"}, ModelError, "mask"),
+        (["softmax"], {}, RequestError, "trains on nli. Got scored"),
+        (["cosine"], {"layers": 9}, RequestError, "6"),
+        (["cosine"], {"base": "no-such-model-here"}, ModelError, "no-such-model-here"),
+        (["cosine"], {"deepspeed": "zero9"}, ConfigError, "deepspeed-zero1"),
+        (["tsdae"], {"deepspeed": "deepspeed-zero2"}, ConfigError, "left out"),
+        (["cosine"], {"judges": ["sts=missing.csv"]}, RequestError, "missing.csv"),
+        (["cosine"], {"measure": "topics.npmi"}, RequestError, "measure"),
+        (["cosine"], {"held_out": 0.0}, RequestError, "nothing to judge"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_starts(steps, changes, error, message, scored, tmp_path) -> None:
+    asked = config.load(values={"finetune": {"steps": steps, **changes}})
+    with pytest.raises(error, match=message):
+        finetune(asked, str(tmp_path / "model"), input=[str(scored)], ui=QUIET)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_must_be_a_name(store, scored) -> None:
+    with pytest.raises(RequestError, match="letters, digits"):
+        finetune(settings(["cosine"]), "a b", store=store, input=[str(scored)], ui=QUIET)
+    with pytest.raises(RequestError, match="packaged"):
+        finetune(settings(["cosine"]), "all-MiniLM-L6-v2", store=store, input=[str(scored)], ui=QUIET)
+
+
+def test_a_dry_run_says_what_would_be_done(scored, tmp_path, capsys) -> None:
+    with (scored.parent / "worse.csv").open("w") as file:
+        file.write(scored.read_text() + ',no first sentence,1.0\n"one",,0.5\n')
+    asked = ["finetune", "--recipe", "cosine", "--input", str(scored.parent / "worse.csv"), "--output", str(tmp_path / "m"), "--dry-run"]
+    assert main([*asked, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["steps"][0]["rows"] == [400 - found["held_out"]]
+    assert sum(found["dropped"].values()) == 2
+    assert found["measure"] == "sts:held-out.spearman"
+    assert main(asked) == 0
+    assert "Nothing was started" in capsys.readouterr().out
+
+
+def test_bad_columns_are_told(scored, tmp_path, capsys) -> None:
+    asked = ["finetune", "--recipe", "cosine", "--input", str(scored), "--output", str(tmp_path / "m")]
+    assert main([*asked, "--columns", "sentence1"]) == 2
+    assert "name=column" in capsys.readouterr().err
+    assert main([*asked, "--columns", "sentence1=a,sentence2=b,score=c"]) == 2
+    assert "'a'" in capsys.readouterr().err
+    with pytest.raises(InputError, match="no-such-file"):
+        finetune(settings(["cosine"]), str(tmp_path / "m"), input=["no-such-file.csv"], ui=QUIET)
