@@ -123,6 +123,15 @@ def request(
     if held is not None and (mine := registry.find(held, tuned.base)) is not None:
         config = dataclasses.replace(config, finetune=dataclasses.replace(tuned, base=str(mine.path)))
     base = bases.inspect(config.finetune.base)
+    for number, step in enumerate(steps):
+        bases.check(
+            base,
+            pooling=step.pooling,
+            layers=tuned.layers if number == 0 else None,
+            freeze=tuned.freeze,
+            max_tokens=tuned.max_tokens,
+            lora=tuned.lora,
+        )
     plans.check(steps, config, base)
     runtime.local_plan(dataclasses.replace(config.ray, actors=tuned.workers) if tuned.workers else config.ray)
     data = examples.collect(steps, config, store=held, input=input, columns=columns or {}, judged=bool(tuned.judges))
@@ -200,8 +209,7 @@ def _publish(
         "measure": asked.judges.measure,
         "steps": [step.name for step in asked.steps],
         "training_steps": steps_done,
-        "first_loss": done["losses"][0][0][1] if done["losses"][0] else None,
-        "last_loss": done["losses"][-1][-1][1] if done["losses"][-1] else None,
+        "losses": done["losses"],
         "data": data,
     }
     if asked.store is None:
@@ -275,8 +283,8 @@ def describe_plan(found: Mapping[str, Any]) -> str:
 def describe(found: Mapping[str, Any]) -> str:
     """Return what became of a training, for people."""
     lines = [f"{found['model']}: {' then '.join(found['steps'])}, {found['training_steps']:,} steps, {found['seconds']:.0f} s"]
-    if found["first_loss"] is not None:
-        lines.append(f"loss        {found['first_loss']:.4f} -> {found['last_loss']:.4f}")
+    for name, curve in zip(found["steps"], found["losses"], strict=True):
+        lines.append(f"loss ({name}): {curve[0][1]:.4f} -> {curve[-1][1]:.4f}")
     before, after = found["measures"]["base"], found["measures"]["model"]
     for task, values in after.items():
         for key, value in values.items():

@@ -17,7 +17,7 @@ from ray_actors.worker import Worker, limit_threads
 from topicscale.errors import JobFailed
 
 PROGRESS = "progress.json"
-"""File of the working folder that says how far training is: {"step": ..., "steps": ..., "loss": ...}."""
+"""File of the working folder that says how far training is: {"step": ..., "steps": ..., "loss": ..., "seconds": since the first step}."""
 POLL = 0.5
 """Seconds between looks at it."""
 
@@ -104,14 +104,16 @@ def _loop(config: dict[str, Any]) -> None:
     limit_threads(config["threads"])
     first = get_context().get_world_rank() == 0
     file = Path(config["work"]) / PROGRESS
-    last = 0.0
+    last, began = 0.0, 0.0
 
     def report(step: int, steps: int, loss: float | None) -> None:
-        nonlocal last
+        nonlocal last, began
+        began = began or (time.monotonic() if loss is not None else 0.0)
         if first and (time.monotonic() - last >= POLL or step == steps):
             last = time.monotonic()
             part = file.with_suffix(f".{os.getpid()}")
-            part.write_text(json.dumps({"step": step, "steps": steps, "loss": loss}))
+            seconds = time.monotonic() - began if began else 0.0
+            part.write_text(json.dumps({"step": step, "steps": steps, "loss": loss, "seconds": seconds}))
             part.replace(file)
 
     run(config["training"], Path(config["work"]), device=config["device"], threads=config["threads"], report=report)

@@ -21,7 +21,7 @@ from topicscale.finetune.training import Training, total_steps
 from jobs.engines import Engines
 from jobs.progress import Ui
 from ray_actors import runtime
-from ray_actors.finetune import Tutor, train
+from ray_actors.finetune import PROGRESS, Tutor, train
 from ray_actors.pool import Pool, Unit
 from topicscale.config import Config, fingerprint, presets
 from topicscale.errors import ConfigError, InputError, JobFailed, RequestError
@@ -262,7 +262,14 @@ def train_step(
                 done = max(done, at)
 
             train(training, work, layout=layout, attempts=config.ray.attempts, progress=show)
-        ui.log("stage", f"{label}: {total:,} steps on {layout}, {time.monotonic() - began:.1f} s", stage="finetune")
+        said = json.loads((work / PROGRESS).read_text())
+        ui.log(
+            "stage",
+            f"{label}: {total:,} steps on {layout}, {time.monotonic() - began:.1f} s",
+            stage="finetune",
+            steps=said["steps"],
+            seconds=round(said["seconds"], 3),  # from the end of the first step to that of the last
+        )
         shutil.rmtree(work / "checkpoints", ignore_errors=True)
     losses = [(int(at), float(loss)) for at, loss in json.loads((work / "losses.json").read_text())]
     return Trained(work / "model", losses, rows)

@@ -89,7 +89,7 @@ def test_a_model_that_is_better_is_published_and_run_takes_it_by_name(store, sou
     assert found["measure"] == "sts:held-out.spearman"
     before, after = (found["measures"][key]["sts:held-out"]["spearman"] for key in ("base", "model"))
     assert after > before
-    assert found["last_loss"] < found["first_loss"]
+    assert found["losses"][0][-1][1] < found["losses"][0][0][1]
     assert not list((store / TRAINING).glob("*/"))  # what was half done is gone
 
     (held,) = registry.trained(Store(store))
@@ -180,7 +180,8 @@ def test_two_workers_lose_as_one_does(scored, tmp_path, ray_layout) -> None:
         steps = settings(["cosine"], max_steps=6, dropout=0.0, workers=workers, judges=[f"sts={scored}:sentence1,sentence2,score"])
         store_less = tmp_path / f"model-{workers}"
         found = finetune(steps, str(store_less), input=[str(scored)], ui=QUIET)
-        curves.append((found["first_loss"], found["last_loss"]))
+        curves.append([loss for _, loss in found["losses"][0]])
+    assert len(curves[0]) == 6
     assert np.allclose(curves[0], curves[1], atol=1e-3)
 
 
