@@ -107,7 +107,7 @@ def sts(data: Data, options: argparse.Namespace) -> str:
     return (
         f"## From a raw language model (SmolLM2-135M, first {options.layers} of 30 layers, mean-pooled): Spearman on STSB dev\n\n"
         f"{options.seeds} seed(s). The chapter's figures are of other bases and data: its softmax and MNR learned from MNLI (393,000 pairs), "
-        "of which SICK's 4,500 stand in here; its TSDAE and GPL learned from the very sentences of dev, these from train.\n\n"
+        "of which SICK's 4,500 stand in; its TSDAE and GPL learned from the very sentences of dev, these from train.\n\n"
         f"{table(head, rows)}"
     )
 
@@ -208,7 +208,7 @@ def workers(data: Data, options: argparse.Namespace) -> str:
     ]
     return (
         "## Workers (cosine on STSB train, MiniLM, 30 steps of 32 pairs, dropout 0)\n\n"
-        "On two processors both use both: the second worker can gain nothing but what one process leaves idle, so the ratio to aim at is 1.\n\n"
+        "One process uses both processors too: a second gains no more than what the first leaves idle, so the ratio to aim at is 1.\n\n"
         f"{table(head, rows)}"
     )
 

@@ -10,11 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from topicscale.finetune.training import Training
-
 from ray_actors.runtime import Layout
 from ray_actors.worker import Worker, limit_threads
 from topicscale.errors import JobFailed
+from topicscale.finetune.training import Training
 
 PROGRESS = "progress.json"
 """File of the working folder that says how far training is: {"step": ..., "steps": ..., "loss": ..., "seconds": since the first step}."""
@@ -99,6 +98,7 @@ def train(
 def _loop(config: dict[str, Any]) -> None:
     """What each process of the group runs."""
     from ray.train import get_context
+
     from topicscale.finetune.training import train as run
 
     limit_threads(config["threads"])

@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from deltalake import DeltaTable, write_deltalake
-from topicscale.finetune.training import Part as TrainingPart
-from topicscale.finetune.training import Training, total_steps
 
 from jobs.engines import Engines
 from jobs.progress import Ui
@@ -29,6 +27,8 @@ from topicscale.finetune import data as reading
 from topicscale.finetune import steps as plans
 from topicscale.finetune.recipe import Kind
 from topicscale.finetune.steps import Part, Step
+from topicscale.finetune.training import Part as TrainingPart
+from topicscale.finetune.training import Training, total_steps
 from topicscale.store import Store
 
 CHUNK = 2048
