@@ -145,9 +145,25 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    if options.model:
+        return _judge(options)
+    if options.task:
+        raise RequestError("--task is what models are judged by. Add --model.")
+    if options.store is None:
+        raise RequestError("evaluate must be given either --store (its topics) or --model (embedding models).")
     from jobs.evaluate import describe, evaluate
 
     found = evaluate(options.store, labels=options.labels)
+    print(json.dumps(found, indent=2) if options.json else describe(found))
+    return DONE
+
+
+def _judge(options: argparse.Namespace) -> int:
+    from jobs.judge import describe, judge
+
+    said = None if options.json else lambda line: print(line, file=sys.stderr, flush=True)
+    with contextlib.redirect_stdout(sys.stderr):  # deepspeed and others log to the standard output, which is for the result
+        found = judge(options.model, options.task, store=options.store, labels=options.labels, progress=said)
     print(json.dumps(found, indent=2) if options.json else describe(found))
     return DONE
 
@@ -264,12 +280,37 @@ def _diff(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
+    if options.model is not None:
+        return _export_model(options)
+    if options.store is None:
+        raise RequestError("export must be given either --store (its topics) or --model (an embedding model).")
     from jobs.export import describe, export
 
     if not options.topics_only:
         raise RequestError("Only topics can be exported for now. Add --topics-only.")
     found = export(options.store, options.output, min_documents=options.min_document_frequency, site=options.site)
     print(json.dumps(found, indent=2, ensure_ascii=False) if options.json else describe(found))
+    return DONE
+
+
+def _export_model(options: argparse.Namespace) -> int:
+    from jobs.portable import describe, export
+
+    if options.topics_only or options.site is not None:
+        raise RequestError("--topics-only and --site are for the topics of a store. Leave them out with --model.")
+    said = None if options.json else lambda line: print(line, file=sys.stderr, flush=True)
+    formats = [name.strip() for name in options.formats.split(",") if name.strip()]
+    with contextlib.redirect_stdout(sys.stderr):
+        found = export(
+            options.model,
+            options.output,
+            formats=formats,
+            reference=options.reference,
+            tasks=options.task,
+            store=options.store,
+            progress=said,
+        )
+    print(json.dumps(found, indent=2) if options.json else describe(found))
     return DONE
 
 
@@ -441,10 +482,18 @@ def _parser() -> argparse.ArgumentParser:
     export = add(
         "export",
         _export,
-        "Write what a site may send away: its topics, without documents and without what few documents say, for merge to read.",
+        "Write what a site may send away: its topics, without documents and without what few documents say, for merge to read. "
+        "With --model: an embedding model in other forms, and what each costs and loses.",
+        store=None,
     )
+    export.epilog = (
+        "examples:\n"
+        "  topicscale export --store clinic/ --topics-only --output out/\n"
+        "  topicscale export --model all-MiniLM-L6-v2 --output minilm/ --reference tickets.csv:body --task sts=stsb.tsv:_c5,_c6,_c4"
+    )
+    export.add_argument("--store", metavar="URI", help="the folder of Delta tables; required without --model")
     export.add_argument("--output", required=True, metavar="DIR", help="a new or empty folder")
-    export.add_argument("--topics-only", action="store_true", help="no documents; required, as nothing else can be exported yet")
+    export.add_argument("--topics-only", action="store_true", help="no documents; required, as nothing else of a store can be exported yet")
     export.add_argument(
         "--min-document-frequency",
         type=int,
@@ -453,14 +502,42 @@ def _parser() -> argparse.ArgumentParser:
         help="leave out terms in fewer than K documents of a topic, and topics of fewer than K documents (default: 10, at least 2)",
     )
     export.add_argument("--site", metavar="NAME", help="the name to go by (default: the store folder's)")
+    export.add_argument("--model", metavar="NAME", help="an embedding model: packaged name, folder or hub id")
+    export.add_argument(
+        "--formats", default="fp32,bf16,onnx,onnx-int8", metavar="F,F", help="of the model (default: fp32,bf16,onnx,onnx-int8)"
+    )
+    export.add_argument(
+        "--reference", nargs="+", action="extend", default=[], metavar="FILE[:COLUMN]", help="texts to measure the formats with"
+    )
+    export.add_argument(
+        "--task", nargs="+", action="extend", default=[], metavar="TASK", help="measure the formats' loss, as evaluate --task does"
+    )
 
     add("status", _status, "Show stages, partitions done, failed and pending, rows, quarantine by reason, and rates.")
     topics = add("topics", _topics, "List topics with their sizes and keywords.")
     topics.add_argument("--top", type=int, metavar="N", help="the N largest (default: all)")
     report = add("report", _report, "Write a self-contained HTML report.")
     report.add_argument("--output", required=True, metavar="FILE", help="for example report.html")
-    evaluate = add("evaluate", _evaluate, "Measure topic quality: coherence, diversity, and agreement with a column of labels.")
+    evaluate = add(
+        "evaluate",
+        _evaluate,
+        "Measure topic quality: coherence, diversity, and agreement with a column of labels. With --model: rank embedding models by tasks.",
+        store=None,
+    )
+    evaluate.epilog = (
+        "tasks, with columns by their names, or _c0, _c1 ... in a file without a header:\n"
+        "  sts=PATH[:sentence1,sentence2,score]    classification=TRAIN,TEST[:text,label]\n"
+        "  clustering=PATH[:text,label]            retrieval=PATH[:anchor,positive]\n"
+        "  topics (the store's documents)          topics=PATH[:text[,label]]\n"
+        "examples:\n"
+        "  topicscale evaluate --store tickets/ --labels desk\n"
+        "  topicscale evaluate --model all-MiniLM-L6-v2 ./mine --task sts=stsb.tsv:_c5,_c6,_c4 clustering=bank.csv:text,category\n"
+        "  topicscale evaluate --model all-MiniLM-L6-v2 ./mine --store tickets/ --task topics"
+    )
+    evaluate.add_argument("--store", metavar="URI", help="the folder of Delta tables; required without --model")
     evaluate.add_argument("--labels", metavar="COLUMN", help="a column of documents that holds the true classes")
+    evaluate.add_argument("--model", nargs="+", action="extend", default=[], metavar="NAME", help="packaged name, folder or hub id")
+    evaluate.add_argument("--task", nargs="+", action="extend", default=[], metavar="TASK", help="what models are judged by; see below")
     diff = add("diff", _diff, "Tell what changed between two generations or stores: topics found, gone, grown, ...", store=None)
     diff.epilog = (
         "examples:\n"
