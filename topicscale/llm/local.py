@@ -67,7 +67,7 @@ class Local:
         self._template: Template = load(config)
         positions = getattr(self._model.config.get_text_config(), "max_position_embeddings", None) or CONTEXT
         self._limit = min(CONTEXT, positions) - config.max_new_tokens
-        self._breaks = _line_breaks(self._tokenizer)
+        self._breaks = line_breaks(self._tokenizer)
         self._prefix, self._cache = self._constant()
 
     @property
@@ -157,7 +157,7 @@ class Local:
                 attention_mask=mask,
                 past_key_values=self._read(prompts, width),
                 generation_config=settings,
-                stopping_criteria=StoppingCriteriaList([_FirstLine(self._breaks, width)]),
+                stopping_criteria=StoppingCriteriaList([FirstLine(self._breaks, width)]),
             )
         answers = []
         ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
@@ -207,7 +207,7 @@ def _place(device: str) -> Any:
     return "auto" if torch.cuda.device_count() > 1 else {"": 0}
 
 
-class _FirstLine:
+class FirstLine:
     """Stop a row once it has a line of text: nothing after it is used."""
 
     def __init__(self, breaks: tuple[Any, Any], begin: int) -> None:
@@ -224,7 +224,7 @@ class _FirstLine:
         return (ended & (said.cumsum(dim=1) - said.long() > 0)).any(dim=1)
 
 
-def _line_breaks(tokenizer: Any) -> tuple[Any, Any]:
+def line_breaks(tokenizer: Any) -> tuple[Any, Any]:
     """Return the ids of tokens that hold a line break, and of those that hold nothing but space."""
     import torch
 
