@@ -1,0 +1,133 @@
+"""Which examples make which batch: a function of the seed, the pass and the sizes alone, so that a training can stop and go on.
+
+The order is the same for any number of workers: a batch is drawn whole, and each worker takes its slice of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from topicscale.errors import InputError
+
+_ROWS = 10_000
+"""Rows of a record batch that are copied at once."""
+
+
+def steps_per_pass(rows: Sequence[int], batch_size: int, accumulate: int = 1) -> int:
+    """Return the steps of one pass over several tables of examples.
+
+    Each part gives its whole batches; what does not fill one is left for another pass, whose order is another one. A part of fewer rows
+    than ``batch_size`` gives one batch of all of them.
+    """
+    return math.ceil(sum(_batches(count, batch_size) for count in rows) / accumulate)
+
+
+def _batches(rows: int, batch_size: int) -> int:
+    return max(1, rows // batch_size)
+
+
+class Batches:
+    """The batches of each pass, as a ``torch`` batch sampler over the parts' concatenated rows.
+
+    A batch holds examples of one part, and parts take turns at random in proportion to their batches, as sentence-transformers'
+    ProportionalBatchSampler has it. Unlike it, this one gives exactly as many batches as it says, whatever is resumed where.
+
+    Parameters
+    ----------
+    parts : sequence of datasets.Dataset
+    unique : sequence of bool
+        Whether a part's batches may not hold a text twice.
+    batch_size : int
+        Over all workers.
+    seed : int
+    rank, workers : int
+        Which slice of each batch is taken.
+    """
+
+    def __init__(self, parts: Sequence[Any], unique: Sequence[bool], batch_size: int, *, seed: int, rank: int, workers: int) -> None:
+        rows = [len(part) for part in parts]
+        if small := [count for count in rows if count < workers]:
+            raise InputError(f"There must be at least one example a worker. Got {small[0]} examples for {workers} workers instead.")
+        self._rows, self._seed, self._rank, self._workers = rows, seed, rank, workers
+        self._sizes = [min(batch_size, count // workers * workers) for count in rows]
+        self._counts = [_batches(count, batch_size) for count in rows]
+        self._unique = [
+            self._without_duplicates(part, size) if one else None for part, one, size in zip(parts, unique, self._sizes, strict=True)
+        ]
+        self._pass = 0
+
+    def __len__(self) -> int:
+        return sum(self._counts)
+
+    def set_epoch(self, number: int) -> None:
+        """Choose the pass whose batches are given next."""
+        self._pass = number
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = np.random.default_rng([self._seed, self._pass])
+        turns = generator.permutation(np.repeat(np.arange(len(self._rows)), self._counts))
+        sources = [self._of(part) for part in range(len(self._rows))]
+        starts = np.concatenate([[0], np.cumsum(self._rows)])
+        for part in turns:
+            batch = next(sources[part])
+            share = len(batch) // self._workers
+            yield [int(starts[part]) + i for i in batch[self._rank * share : (self._rank + 1) * share]]
+
+    def _of(self, part: int) -> Iterator[list[int]]:
+        """Yield the batches of a part without end: those of this pass, then of reshuffled ones, where duplicates left too few."""
+        for turn in range(10**9):
+            sampler = self._unique[part]
+            if sampler is None:
+                order = np.random.default_rng([self._seed, self._pass, part, turn]).permutation(self._rows[part])
+                size = self._sizes[part]
+                yield from (order[i : i + size].tolist() for i in range(0, len(order) - size + 1, size))
+                continue
+            sampler.set_epoch(int(np.random.default_rng([self._seed, self._pass, part, turn]).integers(2**31)))
+            found = False
+            for batch in sampler:
+                found = True
+                yield batch
+            if not found:
+                raise InputError(
+                    f"A batch of {self._sizes[part]} examples without a text twice cannot be made of {self._rows[part]} examples: too many "
+                    "are alike. Use a smaller finetune.batch_size."
+                )
+
+    def _without_duplicates(self, part: Any, size: int) -> Any:
+        import torch
+        from sentence_transformers.base.data_collator import DEFAULT_LABEL_COLUMNS
+        from sentence_transformers.base.sampler import NoDuplicatesBatchSampler
+
+        return NoDuplicatesBatchSampler(
+            part, size, drop_last=True, valid_label_columns=list(DEFAULT_LABEL_COLUMNS), generator=torch.Generator(), seed=self._seed
+        )
+
+
+def dataset(table: str, version: int, folder: Path) -> Any:
+    """Return a version of a Delta table as a memory-mapped ``datasets.Dataset``, copied batch by batch to a file in ``folder``."""
+    from datasets import Dataset
+    from deltalake import DeltaTable
+
+    source = DeltaTable(table, version=version).to_pyarrow_dataset()
+    plain = pa.schema([pa.field(entry.name, _plain(entry.type)) for entry in source.schema])
+    target = folder / "examples.arrow"
+    folder.mkdir(parents=True, exist_ok=True)
+    with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, plain) as writer:
+        # read-ahead is what makes a scanner's memory grow
+        for batch in source.scanner(batch_size=_ROWS, batch_readahead=2, fragment_readahead=1).to_batches():
+            writer.write_table(pa.Table.from_batches([batch]).cast(plain))
+    return Dataset.from_file(str(target))
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_large_list(kind) or pa.types.is_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    return kind

@@ -1,0 +1,242 @@
+"""The training loop: in one process, or in each process of a ``torch.distributed`` group that the caller has initialised.
+
+What survives a kill
+--------------------
+``work/checkpoints/checkpoint-N`` holds the state after step N: the weights that are trained, of the model and of the loss (a classifier,
+a decoder), the optimizer, the schedule, the state of each process's random numbers, and the losses so far. Its file ``complete`` is
+written last. :func:`train`, called again with the same arguments, goes on from the newest complete one and gives the losses of a training
+that was never stopped; with another number of workers too, but for dropout. When ``work/model`` is there the training is over.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from topicscale.errors import ConfigError, MissingDependency, ResourceError
+from topicscale.finetune.batches import dataset, steps_per_pass
+
+
+@dataclass(frozen=True)
+class Part:
+    """Examples and what is learnt from them."""
+
+    recipe: str
+    options: Mapping[str, Any]
+    table: str
+    """Folder of a Delta table, as :meth:`topicscale.finetune.recipe.Recipe.examples` made it."""
+    version: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that decides what a training gives."""
+
+    base: str
+    """As :func:`topicscale.finetune.base.inspect` takes it."""
+    parts: tuple[Part, ...]
+    epochs: float = 1
+    batch_size: int = 32
+    """Examples a batch, over all workers."""
+    learning_rate: float = 2e-5
+    warmup: float = 0.1
+    """Share of the steps."""
+    weight_decay: float = 0.0
+    scheduler: str = "linear"
+    max_steps: int | None = None
+    accumulate: int = 1
+    """Batches of which the gradients are averaged for one step."""
+    precision: str = "float32"
+    """float32, bfloat16 or float16: of the products; the weights are float32."""
+    deepspeed: Mapping[str, Any] | None = None
+    """DeepSpeed's own configuration; batch sizes, precision and clipping are filled in where it leaves them out."""
+    checkpoint_steps: int = 200
+    seed: int = 42
+    pooling: str | None = None
+    similarity: str = "cosine"
+    layers: int | None = None
+    freeze: int = 0
+    dropout: float | None = None
+    max_tokens: int | None = None
+    lora: Mapping[str, Any] = field(default_factory=dict)
+
+
+def total_steps(training: Training, rows_per_part: Sequence[int]) -> int:
+    """Return the steps that a training takes: ``max_steps`` where it is set, else what ``epochs`` passes over the examples take."""
+    if training.max_steps is not None:
+        return training.max_steps
+    return math.ceil(training.epochs * steps_per_pass(rows_per_part, training.batch_size, training.accumulate))
+
+
+def check(training: Training, *, workers: int, device: str) -> None:
+    """Raise ConfigError, ResourceError or MissingDependency where a training cannot be run so; nothing is loaded."""
+    from importlib.util import find_spec
+
+    from topicscale.finetune.recipes import recipe
+
+    for package in ("accelerate", "datasets"):
+        if find_spec(package) is None:
+            raise MissingDependency(package, "finetune", "Training")
+    if training.batch_size % workers:
+        raise ConfigError(f"finetune.batch_size must be a multiple of the {workers} workers. Got {training.batch_size} instead.")
+    if training.precision not in ("float32", "bfloat16", "float16"):
+        raise ConfigError(f"finetune.precision must be float32, bfloat16 or float16. Got {training.precision!r} instead.")
+    if training.precision == "float16" and device == "cpu":
+        raise ResourceError("finetune.precision=float16 needs a GPU. Use bfloat16 or float32 on processors.")
+    for part in training.parts:
+        one = recipe(part.recipe)
+        if workers > 1 and not one.parallel:
+            raise ConfigError(f"The recipe {one.name} cannot be trained by several workers together. Set finetune.workers to 1.")
+        if training.deepspeed is not None and one.own_weights:
+            raise ConfigError(
+                f"The recipe {one.name} cannot be trained with finetune.deepspeed: its loss has weights of its own, and DeepSpeed sees the "
+                "model's alone."
+            )
+    if training.deepspeed is not None and find_spec("deepspeed") is None:
+        raise MissingDependency("deepspeed", "deepspeed", "finetune.deepspeed")
+
+
+def train(
+    training: Training, work: Path, *, device: str, threads: int, report: Callable[[int, int, float | None], None] = lambda *_: None
+) -> None:
+    """Train, and leave ``work/model`` (a plain sentence-transformers folder, float32) and ``work/losses.json``.
+
+    Idempotent: where ``work/model`` is there nothing is done, and where there are checkpoints the newest is gone on from.
+
+    Parameters
+    ----------
+    work : Path
+        A folder of this training alone, seen by all workers.
+    device : {"cpu", "cuda"}
+    threads : int
+        Processors to use, of this process.
+    report : callable
+        Called in every process with the step, the steps in all, and the loss of that step over all workers; None where training begins.
+        What it raises ends the training.
+
+    Raises
+    ------
+    ConfigError, ResourceError, ModelError, MissingDependency
+        See :func:`check`, and :func:`topicscale.finetune.base.build`.
+    InputError
+        There are too few examples for the workers, or too many that are alike.
+    StoreError
+        The newest checkpoint is of another training.
+    """
+    if (work / "model").is_dir():
+        return
+    rank, workers = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    check(training, workers=workers, device=device)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+    import torch
+    from datasets.utils.logging import disable_progress_bar
+    from transformers import set_seed
+
+    from topicscale.finetune import base as bases
+    from topicscale.finetune.recipes import recipe
+    from topicscale.finetune.trainer import Trainer, complete
+    from topicscale.llm.models import quiet
+
+    quiet()
+    disable_progress_bar()
+    torch.set_num_threads(threads)
+    checkpoints = work / "checkpoints"
+    with tempfile.TemporaryDirectory(prefix="topicscale-") as temporary:
+        names = [f"{i}-{part.recipe}" for i, part in enumerate(training.parts)]
+        parts = {name: dataset(part.table, part.version, Path(temporary) / name) for name, part in zip(names, training.parts, strict=True)}
+        steps = total_steps(training, [len(part) for part in parts.values()])
+        base = bases.inspect(training.base)
+        set_seed(training.seed)  # the same first weights in every process
+        model = bases.build(
+            base,
+            pooling=training.pooling,
+            similarity=training.similarity,
+            layers=training.layers,
+            freeze=training.freeze,
+            dropout=training.dropout,
+            max_tokens=training.max_tokens,
+            lora=training.lora,
+        )
+        args = _arguments(training, checkpoints, steps, workers=workers, device=device)
+        model.to(args.device)
+        losses = {}
+        for name, part in zip(names, training.parts, strict=True):
+            one = recipe(part.recipe)
+            losses[name] = one.loss(
+                model, one.with_defaults(part.options), base=str(base.path), similarity=training.similarity, workers=workers
+            )
+        trainer = Trainer(
+            model,
+            args,
+            parts=parts,
+            losses=losses,
+            unique=[recipe(part.recipe).no_duplicates for part in training.parts],
+            batch_size=training.batch_size,
+            report=report,
+        )
+        set_seed(training.seed + rank)  # other dropout in every process
+        there = complete(checkpoints)
+        trainer.train(resume_from_checkpoint=str(there[-1]) if there else None)
+        if rank == 0:
+            _write(trainer, model, work)
+        trainer._wait()
+
+
+def _arguments(training: Training, folder: Path, steps: int, *, workers: int, device: str) -> Any:
+    from sentence_transformers import SentenceTransformerTrainingArguments
+
+    deepspeed: dict[str, Any] | None = None
+    if training.deepspeed is not None:
+        filled = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+        deepspeed = {**dict.fromkeys(filled, "auto"), **json.loads(json.dumps(training.deepspeed, default=dict))}
+        if training.precision != "float32":
+            deepspeed.setdefault("bf16" if training.precision == "bfloat16" else "fp16", {"enabled": "auto"})
+    args = SentenceTransformerTrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=training.batch_size // workers,
+        gradient_accumulation_steps=training.accumulate,
+        learning_rate=training.learning_rate,
+        warmup_steps=math.ceil(training.warmup * steps),
+        weight_decay=training.weight_decay,
+        lr_scheduler_type=training.scheduler,
+        bf16=training.precision == "bfloat16",
+        fp16=training.precision == "float16",
+        deepspeed=deepspeed,
+        seed=training.seed,
+        use_cpu=device == "cpu",
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # a loss that is no number is shown as such
+        log_level="error",
+        save_strategy="steps",
+        save_steps=training.checkpoint_steps,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_drop_last=True,
+        dataloader_pin_memory=device != "cpu",
+        push_to_hub=False,
+    )
+    if workers == 1 and device != "cpu":
+        args._n_gpu = 1  # one process uses one GPU: never DataParallel
+    return args
+
+
+def _write(trainer: Any, model: Any, work: Path) -> None:
+    """Write the losses, then the model: beside its place, and renamed when it is whole."""
+    from topicscale.finetune.base import finish
+
+    losses = [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry]
+    unfinished = work / "losses.json.unfinished"
+    unfinished.write_text(json.dumps(losses), encoding="utf-8")
+    unfinished.replace(work / "losses.json")
+    target = work / "model.unfinished"
+    shutil.rmtree(target, ignore_errors=True)
+    finish(model).save_pretrained(str(target), create_model_card=False, safe_serialization=True)
+    target.replace(work / "model")
