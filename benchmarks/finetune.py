@@ -106,8 +106,8 @@ def sts(data: Data, options: argparse.Namespace) -> str:
     head = ["recipe", "base", "trained", "gain", "steps", "chapter 7", "note"]
     return (
         f"## From a raw language model (SmolLM2-135M, first {options.layers} of 30 layers, mean-pooled): Spearman on STSB dev\n\n"
-        f"{options.seeds} seed(s). The chapter's figures are of other bases and data: its softmax and MNR learned from MNLI (393,000 pairs), "
-        "of which SICK's 4,500 stand in; its TSDAE and GPL learned from the very sentences of dev, these from train.\n\n"
+        f"{options.seeds} seed(s). The chapter's bases and data are others: its softmax and MNR learned from MNLI (393,000 pairs); "
+        "SICK's 4,500 stand in; its TSDAE and GPL learned from the very sentences of dev, these from train.\n\n"
         f"{table(head, rows)}"
     )
 

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from jobs.engines import Engines
 from jobs.job import new_run_id
 from jobs.progress import Ui
@@ -126,7 +128,7 @@ def request(
     for number, step in enumerate(steps):
         bases.check(
             base,
-            pooling=step.pooling,
+            pooling=plans.pooling_of(step, base) if number == 0 else step.pooling,
             layers=tuned.layers if number == 0 else None,
             freeze=tuned.freeze,
             max_tokens=tuned.max_tokens,
@@ -212,6 +214,7 @@ def _publish(
         "losses": done["losses"],
         "data": data,
     }
+    _describe_itself(model, found)
     if asked.store is None:
         temporary = asked.folder.with_name(f".{asked.folder.name}.part")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -241,6 +244,12 @@ def _publish(
     return found | {"store": asked.store.uri, "path": str(row.path)}
 
 
+def _describe_itself(model: Path, found: Mapping[str, Any]) -> None:
+    """Leave beside the weights what they are: a file that changes no model's revision, and that people can read."""
+    told = {key: found[key] for key in ("model", "status", "verdict", "measure", "measures", "steps", "training_steps", "data")}
+    (model / "topicscale.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(told)), sort_keys=False), encoding="utf-8")
+
+
 @contextmanager
 def _working_folder(asked: Request) -> Iterator[Path]:
     """Yield the folder of what is half done, held against a second training of the same name; an earlier request's is removed."""
@@ -254,6 +263,8 @@ def _working_folder(asked: Request) -> Iterator[Path]:
                 shutil.rmtree(other, ignore_errors=True)
         work.mkdir(exist_ok=True)
         yield work
+        if asked.store is None:
+            (root / f"{prefix}lock").unlink()  # no folder of ours to leave it in
 
 
 def _print(asked: Request) -> str:

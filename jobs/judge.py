@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from topicscale import registry
 from topicscale.config import Config, EmbeddingConfig
 from topicscale.embedding import Embedder
 from topicscale.errors import RequestError
@@ -95,13 +97,15 @@ def describe(found: dict[str, Any]) -> str:
 
 
 def find(name: str, store: str | None) -> ResolvedModel:
-    """Return the model of this name: packaged, a folder, of the hub.
+    """Return the model of this name: published in the store, packaged, a folder, or of the hub.
 
     Raises
     ------
     ModelError
         There is none.
     """
+    if store is not None and (trained := registry.find(Store(store), name)) is not None:
+        return dataclasses.replace(resolve(str(trained.path)), name=name)
     return resolve(name)
 
 

@@ -49,11 +49,10 @@ class Bar:
             self._last = time.monotonic()
             seconds = self._last - self._began
             rate = self._shown / seconds
+            speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
             left = f", {max(0, self.total - self._shown) / rate:,.0f} s left" if self.total and rate else ""
             of = f" of {self.total:,}" if self.total else ""
-            self._ui.log(
-                "progress", f"{self.stage}: {self._shown:,}{of} {self.unit}, {rate:,.0f}/s{left}", stage=self.stage, rows=self._shown
-            )
+            self._ui.log("progress", f"{self.stage}: {self._shown:,}{of} {self.unit}, {speed}/s{left}", stage=self.stage, rows=self._shown)
 
 
 class Ui:

@@ -23,6 +23,7 @@ from ray_actors.finetune import PROGRESS, Tutor, train
 from ray_actors.pool import Pool, Unit
 from topicscale.config import Config, fingerprint, presets
 from topicscale.errors import ConfigError, InputError, JobFailed, RequestError
+from topicscale.finetune import base as bases
 from topicscale.finetune import data as reading
 from topicscale.finetune import steps as plans
 from topicscale.finetune.recipe import Kind
@@ -88,7 +89,8 @@ def collect(
         A part has no data of a kind that it can train on.
     """
     tuned = config.finetune
-    reader = {key: config.input.options[key] for key in config.input.options}
+    reader = config.input.options
+    by_labels = {part.input or tuple(input) for step in steps for part in step.parts if "texts" not in part.recipe.kinds}
     loaded: dict[str, reading.Loaded] = {}
     dropped: dict[str, int] = {}
     kept: dict[str, tuple[pa.Table, pa.Table]] = {}
@@ -101,14 +103,18 @@ def collect(
         paths = part.input or tuple(input)
         if not paths:
             return None
-        how = (paths, part.columns if part.input else columns, part.reader or reader, part.score_range)
-        key = fingerprint([list(paths), dict(how[1]), dict(how[2]), how[3]])
+        # a recipe that needs texts alone takes those of any data
+        kinds = part.recipe.kinds if "texts" not in part.recipe.kinds else tuple(dict.fromkeys((*part.recipe.kinds, *plans.COLUMNS)))
+        named = part.columns if part.input else columns
+        how = part.reader or reader
+        key = fingerprint([list(paths), dict(named), dict(how), part.score_range, kinds])
         if key not in loaded:
-            loaded[key] = one = reading.read(paths, dict(how[1]), reader=dict(how[2]), score_range=how[3])
+            loaded[key] = one = reading.read(paths, named, reader=how, score_range=part.score_range, kinds=kinds)
             for reason, count in one.dropped.items():
                 dropped[reason] = dropped.get(reason, 0) + count
             kept[key] = (one.table, one.table.slice(0, 0))
-            if not judged and tuned.held_out and one.kind != "texts":
+            # also from the texts alone, where another step learns from their labels
+            if not judged and tuned.held_out and (one.kind != "texts" or paths in by_labels):
                 kept[key] = reading.held_out(one.table, tuned.held_out, tuned.seed)
         return key, loaded[key]
 
@@ -132,12 +138,6 @@ def collect(
                     source |= {"store": store.uri, "documents_version": version}
                 row.append((texts, "texts"))
                 continue
-            if given is not None:
-                raise RequestError(
-                    f"The recipe {name} trains on {' or '.join(part.recipe.kinds)}. Got {given[1].kind} instead "
-                    f"(columns {', '.join(given[1].table.column_names)}). Name the columns it needs: --columns "
-                    f"{','.join(f'{c}=...' for c in plans.COLUMNS[part.recipe.kinds[0]])}"
-                )
             wanted = "--store, whose documents it can train on, or --input" if "texts" in part.recipe.kinds else "--input"
             raise RequestError(f"The recipe {name} trains on {' or '.join(part.recipe.kinds)}. Give it {wanted}.")
         found.append(row)
@@ -234,7 +234,7 @@ def train_step(
         deepspeed=deepspeed,
         checkpoint_steps=1,
         seed=tuned.seed + number,
-        pooling=step.pooling,
+        pooling=plans.pooling_of(step, bases.inspect(base)),
         similarity=tuned.similarity,
         layers=tuned.layers if number == 0 else None,
         freeze=tuned.freeze,

@@ -273,7 +273,7 @@ def test_one_name_is_trained_by_one_job_at_a_time(store, scored) -> None:
         (["tsdae"], {"workers": 2}, ConfigError, "workers must be 1"),
         (["tsdae"], {"base": "smollm2-135m-instruct"}, ModelError, "cross-attention"),
         (["mlm"], {"base": "smollm2-135m-instruct"}, ModelError, "mask"),
-        (["softmax"], {}, RequestError, "trains on nli. Got scored"),
+        (["softmax"], {}, RequestError, r"must have the columns \(sentence1, sentence2, label\)"),
         (["cosine"], {"layers": 9}, RequestError, "6"),
         (["cosine"], {"base": "no-such-model-here"}, ModelError, "no-such-model-here"),
         (["cosine"], {"deepspeed": "zero9"}, ConfigError, "deepspeed-zero1"),

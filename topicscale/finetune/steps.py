@@ -49,6 +49,7 @@ class Step:
     scheduler: str
     max_steps: int | None
     pooling: str | None
+    """As asked for; None leaves it to :func:`pooling_of`."""
 
     @property
     def name(self) -> str:
@@ -77,6 +78,17 @@ def parse(config: FinetuneConfig) -> list[Step]:
     if not config.steps:
         raise ConfigError("finetune.steps must name at least one recipe: topicscale finetune --recipe mnr ...")
     return [_step(given, config, f"finetune.steps[{number}]") for number, given in enumerate(config.steps)]
+
+
+def pooling_of(step: Step, base: Any) -> str | None:
+    """Return how the vectors of a base's tokens become one in a step: as asked for, else as the base has it (None).
+
+    A plain language model has no way of its own: it takes the recipe's, and mean where each token sees only those before it.
+    """
+    if step.pooling is not None or base.pooling is not None:
+        return step.pooling
+    own = step.parts[0].recipe.defaults.pooling or "mean"
+    return "mean" if base.causal and own == "cls" else own
 
 
 def of_text(text: str) -> tuple[Any, ...]:
@@ -154,7 +166,7 @@ def _step(given: Any, config: FinetuneConfig, where: str) -> Step:
         weight_decay=first.weight_decay,
         scheduler=first.scheduler,
         max_steps=setting("max_steps"),
-        pooling=setting("pooling"),
+        pooling=chosen.get("pooling", config.pooling),
     )
 
 
