@@ -94,7 +94,7 @@ class Generator:
         ConfigError
             An option is unknown or out of its range.
         """
-        settings = _checked(options or {})
+        settings = checked(options or {})
         if settings["temperature"] is None:
             settings["temperature"] = 1.0 if self.translates else 0.7
         unique = list(dict.fromkeys(texts))
@@ -213,7 +213,8 @@ def _line(line: str) -> str:
     return (question + mark).strip(_QUOTES) if mark and regex.search(r"\p{L}", question) else line
 
 
-def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
+def checked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a generator's options, defaults filled in. ConfigError where one is unknown or out of its range."""
     if unknown := [key for key in options if key not in OPTIONS]:
         raise ConfigError(f"A generator has no option {unknown[0]!r}. It has: {', '.join(OPTIONS)}.")
     settings = {**OPTIONS, **options}

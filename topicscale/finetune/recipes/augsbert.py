@@ -1,7 +1,8 @@
 """Augmented SBERT: a cross-encoder, trained on the labelled pairs, labels many more for the embedding model.
 
 Source: Thakur et al., Augmented SBERT: Data Augmentation Method for Improving Bi-Encoders for Pairwise Sentence Scoring Tasks, NAACL
-2021, section 3.1; the random pairs are those of Alammar and Grootendorst, Hands-On Large Language Models, 2024, chapter 10.
+2021, section 3.1; random pairs, 10 a sentence: Alammar and Grootendorst, Hands-On Large Language Models, 2024, "Creating Text
+Embedding Models".
 """
 
 from __future__ import annotations
