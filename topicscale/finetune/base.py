@@ -195,9 +195,8 @@ def build(
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
     from transformers import AutoConfig
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    llm.quiet()
     loading: dict[str, Any] = {"torch_dtype": torch.float32, "use_safetensors": True}
     parts = modules(base.path)
     first_path = base.path / str(parts[0].get("path", "")) if parts else base.path
