@@ -81,10 +81,8 @@ class ContrastiveTension(Recipe):
 
         if options["negatives"] == "sampled":
             return losses.ContrastiveTensionLoss(model)
-        compare = in_batch.function(similarity)
-        return losses.ContrastiveTensionLossInBatchNegatives(
-            model, scale=in_batch.scale_of(options["scale"], similarity), similarity_fct=compare
-        )
+        compare, scale = in_batch.function(similarity), in_batch.scale_of(options["scale"], similarity)
+        return losses.ContrastiveTensionLossInBatchNegatives(model, scale=scale, similarity_fct=compare).to(model.device)
 
 
 RECIPES: dict[str, Recipe] = {"ct": ContrastiveTension()}

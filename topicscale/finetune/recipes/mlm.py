@@ -57,7 +57,7 @@ class Mlm(Recipe):
         Raises
         ------
         ModelError
-            The base has no masked language model's output layer.
+            The base is an encoder and a decoder, or its masked language model's output layer is not found.
         """
         return masked_language_loss(model, options["share"], base=base)
 
@@ -75,8 +75,18 @@ def masked_language_loss(model: Any, share: float, *, base: str) -> Any:
     """
     import torch
     from transformers import AutoModelForMaskedLM
-    from transformers.modeling_outputs import BaseModelOutput
-    from transformers.utils import logging
+
+    class _Output:
+        """An encoder's output of which the head needs the first field alone; all others (attentions, cache) are None."""
+
+        def __init__(self, hidden: torch.Tensor) -> None:
+            self.fields = (hidden,)
+
+        def __getitem__(self, key: Any) -> Any:
+            return self.fields[key]
+
+        def __getattr__(self, name: str) -> Any:
+            return self.fields[0] if name == "last_hidden_state" else None
 
     class _Given(torch.nn.Module):
         """Stands in the encoder's place inside the language model, so that its own forward applies the head alone."""
@@ -84,7 +94,7 @@ def masked_language_loss(model: Any, share: float, *, base: str) -> Any:
         hidden: torch.Tensor
 
         def forward(self, *_: Any, **__: Any) -> Any:
-            return BaseModelOutput(last_hidden_state=self.hidden)
+            return _Output(self.hidden)
 
     class MaskedLanguageLoss(torch.nn.Module):
         special: torch.Tensor
@@ -97,21 +107,18 @@ def masked_language_loss(model: Any, share: float, *, base: str) -> Any:
             self.mask, self.vocabulary = tokenizer.mask_token_id, len(tokenizer)
             self.register_buffer("special", torch.tensor(sorted(set(tokenizer.all_special_ids))), persistent=False)
             encoder = model.transformers_model
+            if encoder.config.is_encoder_decoder:
+                raise ModelError(f"The recipe mlm needs a base that is an encoder alone. Got {encoder.config.model_type!r} instead.")
             parts = modules(Path(base))
             folder = Path(base) / str(parts[0].get("path", "")) if parts else Path(base)
             config = copy.deepcopy(encoder.config)  # the model's own: layers may have been cut
-            verbosity = logging.get_verbosity()
-            logging.set_verbosity_error()  # it reports at length that an embedding model's folder has no head
-            try:
-                language = AutoModelForMaskedLM.from_pretrained(
-                    folder, config=config, trust_remote_code=False, use_safetensors=True, local_files_only=True, dtype=torch.float32
-                )
-            finally:
-                logging.set_verbosity(verbosity)
+            language = AutoModelForMaskedLM.from_pretrained(
+                folder, config=config, trust_remote_code=False, use_safetensors=True, local_files_only=True, dtype=torch.float32
+            )
             output, embeddings = language.get_output_embeddings(), encoder.get_input_embeddings()
-            if output is None or not hasattr(language, language.base_model_prefix):
+            if output is None or embeddings is None or not hasattr(language, language.base_model_prefix):
                 raise ModelError(f"The recipe mlm cannot find the output layer of {type(language).__name__}. Use simcse or crop.")
-            if getattr(config, "tie_word_embeddings", True):
+            if output.weight is language.get_input_embeddings().weight:
                 output.weight = embeddings.weight
             given = _Given()
             # DeBERTa's head reads the input embeddings through the encoder; not registered, or they would be saved twice
@@ -145,14 +152,16 @@ def masked_language_loss(model: Any, share: float, *, base: str) -> Any:
             ids = features["input_ids"]
             features["input_ids"], chosen = self.choose(ids, features["attention_mask"])
             hidden: torch.Tensor = self.model(features)["token_embeddings"]
-            if not chosen.any():
-                return hidden.sum() * 0.0
-            return torch.nn.functional.cross_entropy(self.guess(hidden[chosen]).float(), ids[chosen])
+            taught = bool(chosen.any())
+            if not taught:  # the head is used all the same: its gradients are averaged over workers, each of which must have some
+                chosen = torch.zeros_like(chosen).index_fill_(1, torch.zeros(1, dtype=torch.int64, device=ids.device), True)
+            loss = torch.nn.functional.cross_entropy(self.guess(hidden[chosen]).float(), ids[chosen])
+            return loss if taught else loss * 0.0
 
         def get_config_dict(self) -> dict[str, Any]:
             return {"share": self.share}
 
-    return MaskedLanguageLoss()
+    return MaskedLanguageLoss().to(model.device)
 
 
 RECIPES: dict[str, Recipe] = {"mlm": Mlm()}

@@ -62,30 +62,26 @@ class Tsdae(Recipe):
             The model carries LoRA additions: its weights have other names than the decoder's, and cannot be tied.
         """
         from sentence_transformers.sentence_transformer.losses import DenoisingAutoEncoderLoss
-        from transformers.utils import logging
 
         transformer = model.transformers_model
         if getattr(transformer, "_hf_peft_config_loaded", False):
             raise ModelError("The recipe tsdae cannot train LoRA additions: its decoder shares the encoder's weights. Leave out lora.")
         frozen = {name for name, weight in transformer.named_parameters() if not weight.requires_grad}
-        source = transformer.config._name_or_path
+        source, device = transformer.config._name_or_path, model.device
         # the loss reads its decoder from a folder by name: the base's own would miss cut layers, other dropout and added tokens
         with tempfile.TemporaryDirectory() as folder:
             transformer.save_pretrained(folder)
             model.tokenizer.save_pretrained(folder)
             transformer.config._name_or_path = folder
-            verbosity = logging.get_verbosity()
-            logging.set_verbosity_error()  # it reports at length that cross-attention starts untrained
             try:
                 loss = DenoisingAutoEncoderLoss(model)
             finally:
-                logging.set_verbosity(verbosity)
                 transformer.config._name_or_path = source
         # tying puts the decoder's weights in the encoder's place, all of which are trained
         for name, weight in transformer.named_parameters():
             if name in frozen:
                 weight.requires_grad_(False)
-        return loss
+        return loss.to(device)
 
 
 RECIPES: dict[str, Recipe] = {"tsdae": Tsdae()}
