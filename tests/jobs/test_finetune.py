@@ -23,13 +23,24 @@ from jobs.forget import forget
 from jobs.progress import Ui
 from jobs.run import run
 from tests import corpus
-from topicscale import config, registry
+from topicscale import TopicModel, config, registry
+from topicscale.config import EmbeddingConfig
+from topicscale.embedding import Embedder
 from topicscale.errors import ConfigError, InputError, ModelError, RequestError, StoreLocked
+from topicscale.finetune import base as bases
 from topicscale.store import TRAINING, Store, exclusive
 
 QUIET = Ui("quiet")
-SMALL = {"layers": 2, "batch_size": 16, "max_tokens": 32}
-"""Two layers of MiniLM: a step takes a fraction of a second."""
+SMALL = {"batch_size": 16, "max_tokens": 32}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def base(tmp_path_factory) -> str:
+    """The first two layers of MiniLM: a step takes a fraction of a second, and there is something to learn."""
+    folder = tmp_path_factory.mktemp("base") / "two-layers"
+    bases.build(bases.inspect("all-MiniLM-L6-v2"), layers=2).save_pretrained(str(folder), create_model_card=False)
+    SMALL["base"] = str(folder)
+    return str(folder)
 
 
 def settings(steps: list, **finetune) -> config.Config:
@@ -93,7 +104,7 @@ def test_a_model_that_is_better_is_published_and_run_takes_it_by_name(store, sou
     assert not list((store / TRAINING).glob("*/"))  # what was half done is gone
 
     (held,) = registry.trained(Store(store))
-    assert (held.name, held.status, held.base) == ("themes", "published", "all-MiniLM-L6-v2")
+    assert (held.name, held.status, held.base) == ("themes", "published", SMALL["base"])
     assert (held.path / "model.safetensors").is_file()
     assert not [file for file in held.path.rglob("*") if file.suffix in (".bin", ".pt", ".pth", ".pkl")]
 
@@ -112,8 +123,6 @@ def test_a_store_that_was_moved_finds_its_model(store, source, scored, tmp_path)
     run(job(source, "embedding.model=mine"), str(store), ui=QUIET)
     moved = tmp_path / "elsewhere"
     store.rename(moved)
-    from topicscale import TopicModel
-
     model = TopicModel.load(str(moved))
     texts = [text for _, text, _ in corpus.rows()[:5]]
     topics, _ = model.transform(texts)
@@ -123,7 +132,7 @@ def test_a_store_that_was_moved_finds_its_model(store, source, scored, tmp_path)
 def test_a_model_that_is_worse_is_kept_and_rejected(store, source, scored, capsys) -> None:
     # a learning rate that breaks any model
     asked = ["finetune", "--recipe", "cosine", "--input", str(scored), "--store", str(store), "--output", "broken", "--quiet"]
-    for item in ("layers=2", "batch_size=16", "max_tokens=32", "max_steps=20", "learning_rate=0.5", "warmup=0"):
+    for item in (f"base={SMALL['base']}", "batch_size=16", "max_tokens=32", "max_steps=20", "learning_rate=0.5", "warmup=0"):
         asked += ["--set", f"finetune.{item}"]
     assert main(asked) == 1
     assert "rejected" in capsys.readouterr().out
@@ -168,9 +177,6 @@ def test_steps_run_one_after_another_and_recipes_together(scored, source, tmp_pa
     assert found["steps"] == ["simcse", "mnr + cosine"]
     assert found["training_steps"] == 7
     assert set(found["measures"]["model"]) == {"retrieval:held-out", "sts:held-out"}
-    from topicscale.config import EmbeddingConfig
-    from topicscale.embedding import Embedder
-
     assert Embedder(EmbeddingConfig(model=found["path"]), threads=2).encode(["one text"]).vectors.shape == (1, 384)
 
 
@@ -193,7 +199,7 @@ raise SystemExit(main(sys.argv[1:]))
 
 
 def training(scored: Path, store: Path, name: str, log: Path) -> subprocess.Popen[bytes]:
-    options = ["steps=[cosine]", "layers=2", "batch_size=8", "max_tokens=32", "max_steps=60", "checkpoint_steps=5", "seed=9"]
+    options = ["steps=[cosine]", f"base={SMALL['base']}", "batch_size=8", "max_tokens=32", "max_steps=60", "checkpoint_steps=5", "seed=9"]
     sets = [part for item in options for part in ("--set", f"finetune.{item}")]
     arguments = ["finetune", "--input", str(scored), "--store", str(store), "--output", name, "--force", "--json", *sets]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -274,7 +280,7 @@ def test_one_name_is_trained_by_one_job_at_a_time(store, scored) -> None:
         (["tsdae"], {"base": "smollm2-135m-instruct"}, ModelError, "cross-attention"),
         (["mlm"], {"base": "smollm2-135m-instruct"}, ModelError, "mask"),
         (["softmax"], {}, RequestError, r"must have the columns \(sentence1, sentence2, label\)"),
-        (["cosine"], {"layers": 9}, RequestError, "6"),
+        (["cosine"], {"layers": 9}, RequestError, "6 layers"),
         (["cosine"], {"base": "no-such-model-here"}, ModelError, "no-such-model-here"),
         (["cosine"], {"deepspeed": "zero9"}, ConfigError, "deepspeed-zero1"),
         (["tsdae"], {"deepspeed": "deepspeed-zero2"}, ConfigError, "left out"),

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from topicscale.config import FinetuneConfig
 from topicscale.errors import ConfigError
 
 Float32 = npt.NDArray[np.float32]
@@ -106,6 +107,9 @@ class Recipe(ABC):
 
     def check(self, base: Any, options: Mapping[str, Any]) -> None:  # noqa: B027 (most bases fit most recipes)
         """Raise ModelError or ConfigError where the base (:class:`topicscale.finetune.base.Base`) or an option does not fit."""
+
+    def check_settings(self, base: Any, settings: FinetuneConfig) -> None:  # noqa: B027
+        """Raise ModelError or ConfigError where a setting of the whole training does not fit."""
 
     @abstractmethod
     def examples(self, data: pa.Table, kind: Kind, options: Mapping[str, Any], *, base: str, seed: int, tools: Tools) -> pa.Table:

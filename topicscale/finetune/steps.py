@@ -123,7 +123,8 @@ def check(steps: Sequence[Step], config: Config, base: Any) -> None:
     for step in steps:
         for part in step.parts:
             name = part.recipe.name
-            part.recipe.check(base, {**part.options, "dropout": tuned.dropout} if "dropout" in part.recipe.options else part.options)
+            part.recipe.check(base, part.options)
+            part.recipe.check_settings(base, tuned)
             if (tuned.workers or 1) > 1 and not part.recipe.parallel:
                 raise ConfigError(
                     f"finetune.workers must be 1 for the recipe {name}, which several processes cannot train together (its loss holds a "
@@ -133,8 +134,6 @@ def check(steps: Sequence[Step], config: Config, base: Any) -> None:
                 raise ConfigError(
                     f"finetune.deepspeed must be left out for the recipe {name}: its loss has weights, which DeepSpeed leaves out."
                 )
-            if tuned.lora and part.recipe.own_weights and name in ("tsdae", "mlm"):
-                raise ConfigError(f"finetune.lora must be left out for the recipe {name}: its decoder shares the base's weights.")
 
 
 def _step(given: Any, config: FinetuneConfig, where: str) -> Step:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from topicscale.config import FinetuneConfig
 from topicscale.errors import ModelError
 from topicscale.finetune import in_batch
 from topicscale.finetune.recipe import Defaults, Kind, Recipe, Tools
@@ -33,15 +34,18 @@ class SimCse(Recipe):
     options = {"scale": None}  # noqa: RUF012 (declared a ClassVar in Recipe)
 
     def check(self, base: Any, options: Mapping[str, Any]) -> None:
-        """Raise ModelError where the base's architecture has no dropout, ConfigError where ``scale`` is not positive.
-
-        Dropout that is there but 0 is refused by :meth:`loss`, since ``finetune.dropout`` can raise it.
-        """
+        """Raise ConfigError where ``scale`` is not positive."""
         in_batch.check_scale(self.name, options)
+
+    def check_settings(self, base: Any, settings: FinetuneConfig) -> None:
+        """Raise ModelError where neither the base nor ``finetune.dropout`` has any dropout."""
         parts = modules(base.path)
         folder = base.path / str(parts[0].get("path", "")) if parts else base.path
-        if not dropout(read_json(folder / "config.json")):
+        rates = dropout(read_json(folder / "config.json"))
+        if not rates:
             raise ModelError(f"The recipe simcse needs a base with dropout. {base.name!r} ({base.model_type}) has none. Use crop.")
+        if not (any(rates.values()) if settings.dropout is None else settings.dropout):
+            raise ModelError(f"The recipe simcse needs dropout. Got {', '.join(sorted(rates))} of 0 instead. Set finetune.dropout=0.1.")
 
     def examples(self, data: pa.Table, kind: Kind, options: Mapping[str, Any], *, base: str, seed: int, tools: Tools) -> pa.Table:
         """Return (anchor, positive), both the text, a row for each different text: equal texts would be each other's negatives."""

@@ -8,7 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from topicscale.errors import ModelError
+from topicscale.config import FinetuneConfig
+from topicscale.errors import ConfigError, ModelError
 from topicscale.finetune import words
 from topicscale.finetune.in_batch import check_number
 from topicscale.finetune.recipe import Defaults, Kind, Recipe, Tools
@@ -47,6 +48,11 @@ class Tsdae(Recipe):
                 f"camembert, electra or gpt2. Got {base.model_type!r} instead. Use simcse, crop or mlm for it."
             )
 
+    def check_settings(self, base: Any, settings: FinetuneConfig) -> None:
+        """Raise ConfigError with LoRA: its weights have other names than the decoder's, and cannot be tied."""
+        if settings.lora:
+            raise ConfigError("finetune.lora must be left out for the recipe tsdae: its decoder shares the encoder's weights.")
+
     def examples(self, data: pa.Table, kind: Kind, options: Mapping[str, Any], *, base: str, seed: int, tools: Tools) -> pa.Table:
         """Return (damaged, original), a row for each text in its order. What is deleted depends on the seed and the text alone."""
         texts = data["text"].to_pylist()
@@ -54,18 +60,10 @@ class Tsdae(Recipe):
         return pa.table({"damaged": pa.array(damaged, pa.string()), "original": pa.array(texts, pa.string())})
 
     def loss(self, model: Any, options: Mapping[str, Any], *, base: str, similarity: str, workers: int) -> Any:
-        """Return ``DenoisingAutoEncoderLoss`` with a tied decoder; layers that are frozen stay frozen.
-
-        Raises
-        ------
-        ModelError
-            The model carries LoRA additions: its weights have other names than the decoder's, and cannot be tied.
-        """
+        """Return ``DenoisingAutoEncoderLoss`` with a tied decoder; layers that are frozen stay frozen."""
         from sentence_transformers.sentence_transformer.losses import DenoisingAutoEncoderLoss
 
         transformer = model.transformers_model
-        if getattr(transformer, "_hf_peft_config_loaded", False):
-            raise ModelError("The recipe tsdae cannot train LoRA additions: its decoder shares the encoder's weights. Leave out lora.")
         frozen = {name for name, weight in transformer.named_parameters() if not weight.requires_grad}
         source, device = transformer.config._name_or_path, model.device
         # the loss reads its decoder from a folder by name: the base's own would miss cut layers, other dropout and added tokens
