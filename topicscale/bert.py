@@ -16,6 +16,12 @@ from pathlib import Path
 from typing import Any
 
 _FAMILY = "sentence_transformers."
+_NEWER = {
+    "transformer_task": "feature-extraction",
+    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+    "module_output_name": "token_embeddings",
+}
+"""What sentence-transformers 6 writes of a plain transformer."""
 
 
 class Bert:
@@ -145,6 +151,8 @@ def _settings(path: Path) -> tuple[dict[str, Any], str, int] | None:
     if not all((path / name).is_file() for name in ("modules.json", "model.safetensors", "tokenizer.json", "config.json")):
         return None
     config, sentence, hub = read("config.json"), read("sentence_bert_config.json"), read("config_sentence_transformers.json")
+    if sentence == _NEWER:  # sentence-transformers 6 keeps the length limit with the tokenizer
+        sentence = {"max_seq_length": read("tokenizer_config.json").get("model_max_length")}
     parts = json.loads((path / "modules.json").read_text(encoding="utf-8"))
     kinds = [str(part["type"]).rpartition(".")[2] for part in parts]
     plain: list[Callable[[], bool]] = [

@@ -100,6 +100,17 @@ def test_untouched_it_is_the_base(minilm, tmp_path: Path):
     np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
 
 
+def test_what_is_saved_takes_the_fast_path(minilm, tmp_path: Path):
+    import torch
+
+    from topicscale.bert import load
+
+    finish(build(minilm, layers=1, pooling="cls", max_tokens=20)).save_pretrained(str(tmp_path / "m"), create_model_card=False)
+    found = load(tmp_path / "m", dtype=torch.float32, device="cpu")
+    assert found is not None
+    assert found[2] == 20
+
+
 def test_first_layers_frozen_layers_dropout_and_length(minilm):
     from torch.nn import Dropout
 

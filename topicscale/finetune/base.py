@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from topicscale.errors import ConfigError, MissingDependency, ModelError
+from topicscale.finetune.architecture import can_cross_attend, first_of, has_mask, mapping, pooling_of
 from topicscale.llm import models as llm
 from topicscale.models import modules, read_json, resolve
 
@@ -98,12 +97,12 @@ def inspect(name: str) -> Base:
         raise ModelError(f"finetune.base must be a transformer. Got {name!r}, which begins with a {kind}, instead.")
     config = read_json(first / "config.json")
     kind = str(config.get("model_type") or "")
-    layers = _first(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
-    dimensions = _first(config, "hidden_size", "n_embd", "dim", "d_model")
+    layers = first_of(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    dimensions = first_of(config, "hidden_size", "n_embd", "dim", "d_model")
     if not kind or layers is None or dimensions is None:
         raise ModelError(f"The config.json of model {name!r} names no model_type, layers or hidden size: it is no text transformer.")
-    causal_name = _mapping("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES").get(kind)
-    masked_name = _mapping("MODEL_FOR_MASKED_LM_MAPPING_NAMES").get(kind)
+    causal_name = mapping("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES").get(kind)
+    masked_name = mapping("MODEL_FOR_MASKED_LM_MAPPING_NAMES").get(kind)
     return Base(
         name=name,
         path=path,
@@ -111,10 +110,10 @@ def inspect(name: str) -> Base:
         model_type=kind,
         layers=layers,
         dimensions=dimensions,
-        positions=_first(config, "max_position_embeddings", "n_positions"),
-        pooling=_pooling(path, parts),
-        mask_token=masked_name is not None and _has_mask(first),
-        cross_attention=causal_name is not None and _can_cross_attend(kind),
+        positions=first_of(config, "max_position_embeddings", "n_positions"),
+        pooling=pooling_of(path, parts),
+        mask_token=masked_name is not None and has_mask(first),
+        cross_attention=causal_name is not None and can_cross_attend(kind),
         causal=causal_name is not None and masked_name is None and not config.get("use_bidirectional_attention"),
     )
 
@@ -280,57 +279,6 @@ def finish(model: Any) -> Any:
         encoder._hf_peft_config_loaded = False
         del encoder.peft_config
     return model.cpu().float().eval().requires_grad_(True)
-
-
-def _first(config: Mapping[str, Any], *keys: str) -> int | None:
-    return next((config[key] for key in keys if isinstance(config.get(key), int)), None)
-
-
-def _pooling(path: Path, parts: list[dict[str, Any]]) -> str | None:
-    for part in parts:
-        file = path / str(part.get("path", "")) / "config.json"
-        if str(part["type"]).endswith("Pooling") and file.is_file():
-            config = read_json(file)
-            if mode := config.get("pooling_mode"):
-                return mode if isinstance(mode, str) else "+".join(mode)
-            old = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max", "lasttoken": "lasttoken"}
-            on = [key.removeprefix("pooling_mode_") for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
-            return "+".join(old.get(mode, mode) for mode in on) or "mean"
-    return None
-
-
-def _has_mask(folder: Path) -> bool:
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (folder / name).is_file() and read_json(folder / name).get("mask_token"):
-            return True
-    tokenizer = read_json(folder / "tokenizer.json") if (folder / "tokenizer.json").is_file() else {}
-    return any(isinstance(token, dict) and token.get("content") in ("[MASK]", "<mask>") for token in tokenizer.get("added_tokens") or [])
-
-
-@lru_cache(maxsize=4)
-def _mapping(name: str) -> dict[str, str]:
-    """Return one of transformers' tables (architecture -> class), read from its source: importing it imports torch."""
-    tree = ast.parse((_transformers() / "models" / "auto" / "modeling_auto.py").read_text(encoding="utf-8"))
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == name:
-            assert isinstance(node.value, ast.Call)
-            return dict(ast.literal_eval(node.value.args[0]))
-    return {}
-
-
-@lru_cache(maxsize=16)
-def _can_cross_attend(kind: str) -> bool:
-    # a model that cannot takes the setting all the same, and ignores it (Llama does)
-    folder = {"data2vec-text": "data2vec"}.get(kind, kind.replace("-", "_"))
-    file = _transformers() / "models" / folder / f"modeling_{kind.replace('-', '_')}.py"
-    return file.is_file() and "config.add_cross_attention" in file.read_text(encoding="utf-8")
-
-
-def _transformers() -> Path:
-    spec = importlib.util.find_spec("transformers")
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent
 
 
 def _stack(encoder: Any, layers: int) -> Any:

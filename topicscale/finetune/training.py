@@ -15,6 +15,7 @@ import math
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,6 +136,8 @@ def train(
     rank, workers = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     check(training, workers=workers, device=device)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # else accelerate sets a number of its own
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # accelerate's own call
     import torch
     from datasets.utils.logging import disable_progress_bar
     from transformers import set_seed
