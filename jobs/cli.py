@@ -145,9 +145,24 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    if options.model:
+        return _judge(options)
+    if options.task:
+        raise RequestError("--task is what models are judged by. Add --model.")
+    if options.store is None:
+        raise RequestError("evaluate must be given either --store (its topics) or --model (embedding models).")
     from jobs.evaluate import describe, evaluate
 
     found = evaluate(options.store, labels=options.labels)
+    print(json.dumps(found, indent=2) if options.json else describe(found))
+    return DONE
+
+
+def _judge(options: argparse.Namespace) -> int:
+    from jobs.judge import describe, judge
+
+    said = None if options.json else lambda line: print(line, file=sys.stderr, flush=True)
+    found = judge(options.model, options.task, store=options.store, labels=options.labels, progress=said)
     print(json.dumps(found, indent=2) if options.json else describe(found))
     return DONE
 
@@ -371,8 +386,26 @@ def _parser() -> argparse.ArgumentParser:
     topics.add_argument("--top", type=int, metavar="N", help="the N largest (default: all)")
     report = add("report", _report, "Write a self-contained HTML report.")
     report.add_argument("--output", required=True, metavar="FILE", help="for example report.html")
-    evaluate = add("evaluate", _evaluate, "Measure topic quality: coherence, diversity, and agreement with a column of labels.")
+    evaluate = add(
+        "evaluate",
+        _evaluate,
+        "Measure topic quality: coherence, diversity, and agreement with a column of labels. With --model: rank embedding models by tasks.",
+        store=None,
+    )
+    evaluate.epilog = (
+        "tasks, with columns by their names, or _c0, _c1 ... in a file without a header:\n"
+        "  sts=PATH[:sentence1,sentence2,score]    classification=TRAIN,TEST[:text,label]\n"
+        "  clustering=PATH[:text,label]            retrieval=PATH[:anchor,positive]\n"
+        "  topics (the store's documents)          topics=PATH[:text[,label]]\n"
+        "examples:\n"
+        "  topicscale evaluate --store tickets/ --labels desk\n"
+        "  topicscale evaluate --model all-MiniLM-L6-v2 ./mine --task sts=stsb.tsv:_c5,_c6,_c4 clustering=bank.csv:text,category\n"
+        "  topicscale evaluate --model all-MiniLM-L6-v2 ./mine --store tickets/ --task topics"
+    )
+    evaluate.add_argument("--store", metavar="URI", help="the folder of Delta tables; required without --model")
     evaluate.add_argument("--labels", metavar="COLUMN", help="a column of documents that holds the true classes")
+    evaluate.add_argument("--model", nargs="+", action="extend", default=[], metavar="NAME", help="packaged name, folder or hub id")
+    evaluate.add_argument("--task", nargs="+", action="extend", default=[], metavar="TASK", help="what models are judged by; see below")
     diff = add("diff", _diff, "Tell what changed between two generations or stores: topics found, gone, grown, ...", store=None)
     diff.epilog = (
         "examples:\n"

@@ -30,11 +30,7 @@ def evaluate(store: str, *, labels: str | None = None) -> dict[str, Any]:
     source = Store(store)
     snapshot = source.pin()
     source.check_documents()
-    columns = [f.name for f in source.table("documents", version=snapshot.versions["documents"]).to_pyarrow_dataset().schema]
-    kept = [name for name in columns if name not in OWN]
-    if labels is not None and labels not in kept:
-        names = ", ".join(kept) or "there is none"
-        raise RequestError(f"--labels must be a kept column of the documents: {names}. Got {labels!r} instead.")
+    check_labels(source, labels)
     topics = source.read("topics", ["topic_id", "size", "keywords"]).sort_by("topic_id").to_pylist()
     tokens = measures.tokeniser(lowercase=bool(snapshot.configuration["terms"]["lowercase"]))
 
@@ -60,6 +56,16 @@ def evaluate(store: str, *, labels: str | None = None) -> dict[str, Any]:
             raise RequestError(f"--labels must be a column that holds labels. {labels!r} holds none.")
         found["labels"] = {"column": labels, **measures.clustering(named, joined["predicted"].to_numpy())}
     return found
+
+
+def check_labels(source: Store, labels: str | None) -> None:
+    """Raise RequestError where ``labels`` is no kept column of the pinned documents."""
+    assert source.pinned is not None
+    columns = [f.name for f in source.table("documents", version=source.pinned.versions["documents"]).to_pyarrow_dataset().schema]
+    kept = [name for name in columns if name not in OWN]
+    if labels is not None and labels not in kept:
+        names = ", ".join(kept) or "there is none"
+        raise RequestError(f"--labels must be a kept column of the documents: {names}. Got {labels!r} instead.")
 
 
 def describe(found: dict[str, Any]) -> str:

@@ -88,8 +88,7 @@ def pilot(
     corpus = max(documents or n, n)
     if n < 2:
         return Pilot(0.0, 0.0, n, 0, float(n))
-    fraction = n / corpus
-    smallest = max(2, min(min_size, max(5, round(min_size * fraction))))
+    smallest = sample_min_size(min_size, n=n, documents=corpus)
     fit = cluster(vectors, config, min_cluster_size=smallest, threads=threads)
     noise = float((fit.labels < 0).mean())
     whole = _finish(vectors, _sums(fit.labels, vectors), smallest, rounds)
@@ -123,6 +122,11 @@ def pilot(
     # the peak is flat and its tip is chance: of what agrees about as well, the fewest topics
     best = min(q for q in scores if scores[q] >= (1.0 - TOLERANCE) * max(scores.values()))
     return Pilot(_between(hierarchy.heights, m - best), scores[best], n, fit.number, noise)
+
+
+def sample_min_size(min_size: int, *, n: int, documents: int | None = None) -> int:
+    """Return the smallest topic of a fit on ``n`` of ``documents`` documents: ``min_size``'s share, at least 5 where it is not less."""
+    return max(2, min(min_size, max(5, round(min_size * (n / max(documents or n, n, 1))))))
 
 
 def _sums(labels: Int32, vectors: Float32) -> Float64:

@@ -1,0 +1,163 @@
+"""``topicscale evaluate --model``: several embedding models by several tasks. Starts no engine."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from topicscale.config import Config, EmbeddingConfig
+from topicscale.embedding import Embedder
+from topicscale.errors import RequestError
+from topicscale.judge.rank import Row, ranked, table
+from topicscale.judge.task import Corpus, Ready, load, parse
+from topicscale.judge.topics import chosen
+from topicscale.models import ResolvedModel, check, resolve
+from topicscale.represent.view import Encode
+from topicscale.store import Store
+
+
+def judge(
+    models: Sequence[str],
+    tasks: Sequence[str],
+    *,
+    store: str | None = None,
+    labels: str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Return every model's measures, from the best model to the worst by mean rank.
+
+    All of the request is checked before a model is loaded. Vectors are computed in float32, so that ranks do not depend on what
+    the processor is fast at.
+
+    Parameters
+    ----------
+    models : sequence of str
+        Packaged names, folders, hub ids, or models that the store has published.
+    tasks : sequence of str
+        As :func:`topicscale.judge.task.parse` reads them; with a store and none, ``topics``.
+    store : str, optional
+        Its documents, and its clustering and term settings, are what ``topics`` is judged with.
+    labels : str, optional
+        A kept column of the store's documents, for the NMI of ``topics``.
+    progress : callable, optional
+        Called with a line of text now and then.
+
+    Raises
+    ------
+    RequestError, ModelError, InputError, MissingDependency
+        A model, a task, a file, a column or a package is missing.
+    StoreError
+        The store has no finished run, or no documents.
+    """
+    asked = [parse(text) for text in (tasks or (["topics"] if store is not None else []))]
+    if not asked:
+        raise RequestError("--task must be given at least once, or --store: there is nothing to judge by.")
+    if len(set(models)) < len(models):
+        raise RequestError(f"--model must name each model once. Got {', '.join(models)} instead.")
+    if labels is not None and store is None:
+        raise RequestError("--labels is a column of the store's documents. Add --store, or name the column in the task.")
+    found = {name: find(name, store) for name in models}
+    for model in found.values():
+        check(EmbeddingConfig(model=str(model.path)))
+    own = any(task.kind == "topics" and not task.paths for task in asked)
+    if labels is not None and not own:
+        raise RequestError("--labels is for topics on the store's documents. Add --task topics.")
+    config = None if store is None or own else _configuration(store)
+    ready = load(asked, corpus=corpus(store, labels=labels) if own and store is not None else None, config=config)
+    scores = {}
+    for name, model in found.items():
+        scores[name] = measure(
+            encoder(model), ready, progress=None if progress is None else lambda said, name=name: progress(f"{name}: {said}")
+        )
+    rows = ranked(scores)
+    return {
+        "tasks": [{"task": task.name, "rows": task.rows, "dropped": task.dropped, "chief": task.chief} for task in ready],
+        "models": [
+            {"model": row.model, "revision": found[row.model].revision, "rank": row.rank, "ranks": row.ranks, "scores": dict(row.scores)}
+            for row in rows
+        ],
+    }
+
+
+def describe(found: dict[str, Any]) -> str:
+    """Return the ranking as text for a terminal."""
+    rows = [Row(row["model"], row["rank"], row["ranks"], row["scores"]) for row in found["models"]]
+    lines = [table(rows), ""]
+    for task in found["tasks"]:
+        lost = f", {task['dropped']:,} left out" if task["dropped"] else ""
+        lines.append(f"{task['task']}: {task['rows']:,} rows{lost}; ranked by {task['chief']}")
+    for row in rows:
+        topics = {task: scores for task, scores in row.scores.items() if "topics" in scores}
+        lines += [f"{task} of {row.model}: {scores['topics']:,.0f} topics" for task, scores in topics.items()]
+    return "\n".join(lines)
+
+
+def find(name: str, store: str | None) -> ResolvedModel:
+    """Return the model of this name: packaged, a folder, of the hub.
+
+    Raises
+    ------
+    ModelError
+        There is none.
+    """
+    return resolve(name)
+
+
+def encoder(model: ResolvedModel) -> Encode:
+    """Return a function from texts to a model's unit vectors, float32, loading the model."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = EmbeddingConfig(model=str(model.path), backend="torch", dtype="float32")
+    embedder = Embedder(config, threads=len(os.sched_getaffinity(0)), device=device)
+    return lambda texts: embedder.encode(texts).vectors
+
+
+def measure(encode: Encode, ready: Sequence[Ready], *, progress: Callable[[str], None] | None = None) -> dict[str, dict[str, float]]:
+    """Return a model's measures by task."""
+    found: dict[str, dict[str, float]] = {}
+    for task in ready:
+        began = time.monotonic()
+        found[task.name] = task.run(encode)
+        if progress is not None:
+            name = task.chief.rpartition(".")[2]
+            progress(f"{task.chief} {found[task.name][name]:.4f} ({time.monotonic() - began:.0f} s)")
+    return found
+
+
+def corpus(store: str, *, labels: str | None = None) -> Corpus:
+    """Return the documents of a store that models are judged by: those of the least hashes of their ids, at most 8,000.
+
+    Raises
+    ------
+    RequestError
+        ``labels`` is no kept column, or holds no labels.
+    StoreError
+        There is no finished run, or no documents.
+    """
+    from jobs.evaluate import check_labels
+
+    source = Store(store)
+    snapshot = source.pin()
+    source.check_documents()
+    check_labels(source, labels)
+    ids = source.read("documents", ["doc_id"])["doc_id"].to_pylist()
+    rows = chosen(ids)
+    wanted = {ids[row]: place for place, row in enumerate(rows)}
+    texts: list[str] = [""] * len(rows)
+    known: list[Any] = [None] * len(rows)
+    for batch in source.read_batches("documents", ["doc_id", "text"] if labels is None else ["doc_id", "text", labels]):
+        columns = [batch.column(i).to_pylist() for i in range(batch.num_columns)]
+        for doc_id, text, *label in zip(*columns, strict=True):
+            if doc_id in wanted:
+                texts[wanted[doc_id]] = text
+                known[wanted[doc_id]] = label[0] if label else None
+    if labels is not None and all(label is None or label != label for label in known):
+        raise RequestError(f"--labels must be a column that holds labels. {labels!r} holds none.")
+    return Corpus(tuple(texts), len(ids), Config.from_dict(snapshot.configuration), tuple(known) if labels is not None else None)
+
+
+def _configuration(store: str) -> Config:
+    return Config.from_dict(Store(store).pin().configuration)
