@@ -162,7 +162,8 @@ def _judge(options: argparse.Namespace) -> int:
     from jobs.judge import describe, judge
 
     said = None if options.json else lambda line: print(line, file=sys.stderr, flush=True)
-    found = judge(options.model, options.task, store=options.store, labels=options.labels, progress=said)
+    with contextlib.redirect_stdout(sys.stderr):  # deepspeed and others log to the standard output, which is for the result
+        found = judge(options.model, options.task, store=options.store, labels=options.labels, progress=said)
     print(json.dumps(found, indent=2) if options.json else describe(found))
     return DONE
 
@@ -233,12 +234,37 @@ def _diff(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
+    if options.model is not None:
+        return _export_model(options)
+    if options.store is None:
+        raise RequestError("export must be given either --store (its topics) or --model (an embedding model).")
     from jobs.export import describe, export
 
     if not options.topics_only:
         raise RequestError("Only topics can be exported for now. Add --topics-only.")
     found = export(options.store, options.output, min_documents=options.min_document_frequency, site=options.site)
     print(json.dumps(found, indent=2, ensure_ascii=False) if options.json else describe(found))
+    return DONE
+
+
+def _export_model(options: argparse.Namespace) -> int:
+    from jobs.portable import describe, export
+
+    if options.topics_only or options.site is not None:
+        raise RequestError("--topics-only and --site are for the topics of a store. Leave them out with --model.")
+    said = None if options.json else lambda line: print(line, file=sys.stderr, flush=True)
+    formats = [name.strip() for name in options.formats.split(",") if name.strip()]
+    with contextlib.redirect_stdout(sys.stderr):
+        found = export(
+            options.model,
+            options.output,
+            formats=formats,
+            reference=options.reference,
+            tasks=options.task,
+            store=options.store,
+            progress=said,
+        )
+    print(json.dumps(found, indent=2) if options.json else describe(found))
     return DONE
 
 
@@ -368,10 +394,18 @@ def _parser() -> argparse.ArgumentParser:
     export = add(
         "export",
         _export,
-        "Write what a site may send away: its topics, without documents and without what few documents say, for merge to read.",
+        "Write what a site may send away: its topics, without documents and without what few documents say, for merge to read. "
+        "With --model: an embedding model in other forms, and what each costs and loses.",
+        store=None,
     )
+    export.epilog = (
+        "examples:\n"
+        "  topicscale export --store clinic/ --topics-only --output out/\n"
+        "  topicscale export --model all-MiniLM-L6-v2 --output minilm/ --reference tickets.csv:body --task sts=stsb.tsv:_c5,_c6,_c4"
+    )
+    export.add_argument("--store", metavar="URI", help="the folder of Delta tables; required without --model")
     export.add_argument("--output", required=True, metavar="DIR", help="a new or empty folder")
-    export.add_argument("--topics-only", action="store_true", help="no documents; required, as nothing else can be exported yet")
+    export.add_argument("--topics-only", action="store_true", help="no documents; required, as nothing else of a store can be exported yet")
     export.add_argument(
         "--min-document-frequency",
         type=int,
@@ -380,6 +414,16 @@ def _parser() -> argparse.ArgumentParser:
         help="leave out terms in fewer than K documents of a topic, and topics of fewer than K documents (default: 10, at least 2)",
     )
     export.add_argument("--site", metavar="NAME", help="the name to go by (default: the store folder's)")
+    export.add_argument("--model", metavar="NAME", help="an embedding model: packaged name, folder or hub id")
+    export.add_argument(
+        "--formats", default="fp32,bf16,onnx,onnx-int8", metavar="F,F", help="of the model (default: fp32,bf16,onnx,onnx-int8)"
+    )
+    export.add_argument(
+        "--reference", nargs="+", action="extend", default=[], metavar="FILE[:COLUMN]", help="texts to measure the formats with"
+    )
+    export.add_argument(
+        "--task", nargs="+", action="extend", default=[], metavar="TASK", help="measure the formats' loss, as evaluate --task does"
+    )
 
     add("status", _status, "Show stages, partitions done, failed and pending, rows, quarantine by reason, and rates.")
     topics = add("topics", _topics, "List topics with their sizes and keywords.")

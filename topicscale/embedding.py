@@ -54,6 +54,8 @@ class Embedder:
     threads : int
         Processors to use.
     device : {"cpu", "cuda"}, default="cpu"
+    onnx : Path, optional
+        With the onnx backend: an exported transformer of this model, in place of the one that is made and kept in the cache.
 
     Attributes
     ----------
@@ -71,7 +73,7 @@ class Embedder:
         The backend's packages are not installed.
     """
 
-    def __init__(self, config: EmbeddingConfig, *, threads: int, device: str = "cpu") -> None:
+    def __init__(self, config: EmbeddingConfig, *, threads: int, device: str = "cpu", onnx: Path | None = None) -> None:
         check(config)
         import torch
 
@@ -98,11 +100,12 @@ class Embedder:
         else:
             self._model.max_seq_length = self.max_tokens
         if self.backend == "onnx":
-            from topicscale.onnx import Session
+            from topicscale.onnx import Session, exported
 
             if self._tokenizer is None:
                 raise ModelError(f"embedding.backend=onnx needs a transformer with a fast tokenizer. {config.model!r} has none.")
-            self._session = Session(self._model[0].auto_model, model.revision, int8=self.dtype == "int8", threads=threads)
+            file = onnx or exported(self._model[0].auto_model, model.revision, int8=self.dtype == "int8")
+            self._session = Session(file, threads=threads)
 
     def _load_any(self, path: Path) -> int:
         """Load any model through sentence-transformers; return its length limit."""

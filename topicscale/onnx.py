@@ -6,8 +6,10 @@ mode is right without a second implementation of it.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,39 +23,24 @@ OPSET = 17
 
 
 class Session:
-    """An exported transformer.
+    """An exported transformer, loaded.
 
     Parameters
     ----------
-    model : transformers.PreTrainedModel
-        In float32, on the CPU.
-    revision : str
-        Digest of the model: names the exported file, which is made once a machine.
-    int8 : bool
-        Quantise the weights to 8 bits, activations on the fly.
+    file : Path
+        What :func:`export` or :func:`quantise` wrote.
     threads : int
-    cache : Path, optional
-        Folder of exported files; the user's cache folder by default.
 
     Raises
     ------
     MissingDependency
-        onnx or onnxruntime is not installed.
-    ModelError
-        The model cannot be exported.
+        onnxruntime is not installed.
     """
 
-    def __init__(self, model: Any, revision: str, *, int8: bool, threads: int, cache: Path | None = None) -> None:
-        try:
-            import onnx  # noqa: F401
-            import onnxruntime
-        except ImportError as error:
-            raise MissingDependency(str(error.name), "onnx", "embedding.backend=onnx") from error
-        folder = cache or Path.home() / ".cache" / "topicscale" / "onnx"
-        file = _cached(folder / f"{revision}-{OPSET}.onnx", lambda to: _export(model, to))
-        if int8:
-            plain = file
-            file = _cached(folder / f"{revision}-{OPSET}-int8.onnx", lambda to: _quantise(plain, to))
+    def __init__(self, file: Path, *, threads: int) -> None:
+        check()
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         # spinning threads would take the processors of the tokeniser and of other workers
@@ -64,6 +51,40 @@ class Session:
         """Return token embeddings (n, length, d) of token ids and their mask, both (n, length)."""
         result: npt.NDArray[np.float32] = self._session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
         return result
+
+
+def check(purpose: str = "embedding.backend=onnx") -> None:
+    """Raise MissingDependency where onnx or onnxruntime is not installed."""
+    for package in ("onnx", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingDependency(package, "onnx", purpose)
+
+
+def exported(model: Any, revision: str, *, int8: bool, cache: Path | None = None) -> Path:
+    """Return the file of an exported transformer, which is made once a machine.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        In float32, on the CPU.
+    revision : str
+        Digest of the model: names the file.
+    int8 : bool
+        Quantise the weights to 8 bits, activations on the fly.
+    cache : Path, optional
+        Folder of exported files; the user's cache folder by default.
+
+    Raises
+    ------
+    MissingDependency
+        onnx or onnxruntime is not installed.
+    ModelError
+        The model cannot be exported.
+    """
+    check()
+    folder = cache or Path.home() / ".cache" / "topicscale" / "onnx"
+    plain = _cached(folder / f"{revision}-{OPSET}.onnx", lambda to: export(model, to))
+    return _cached(folder / f"{revision}-{OPSET}-int8.onnx", lambda to: quantise(plain, to)) if int8 else plain
 
 
 def _cached(file: Path, make: Any) -> Path:
@@ -77,7 +98,14 @@ def _cached(file: Path, make: Any) -> Path:
     return file
 
 
-def _export(model: Any, to: Path) -> None:
+def export(model: Any, to: Path, *, output: str = "token_embeddings") -> None:
+    """Write a transformer's forward pass, from ``input_ids`` and ``attention_mask`` (int64) to ``output`` (n, length, d).
+
+    Raises
+    ------
+    ModelError
+        The model cannot be exported.
+    """
     import torch
 
     class Tokens(torch.nn.Module):  # type: ignore[misc,unused-ignore]
@@ -95,14 +123,15 @@ def _export(model: Any, to: Path) -> None:
     attention = model.config._attn_implementation
     try:
         model.set_attn_implementation("eager")  # shortcuts for masks without padding cannot be traced
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tracer's, of branches on shapes that every text takes alike
             torch.onnx.export(
                 Tokens().eval(),
                 (ids, mask),
                 str(to),
                 input_names=["input_ids", "attention_mask"],
-                output_names=["token_embeddings"],
-                dynamic_axes={"input_ids": axes, "attention_mask": axes, "token_embeddings": axes},
+                output_names=[output],
+                dynamic_axes={"input_ids": axes, "attention_mask": axes, output: axes},
                 opset_version=OPSET,
                 dynamo=False,
             )
@@ -112,7 +141,8 @@ def _export(model: Any, to: Path) -> None:
         model.set_attn_implementation(attention)
 
 
-def _quantise(plain: Path, to: Path) -> None:
+def quantise(plain: Path, to: Path) -> None:
+    """Write an exported transformer with weights of 8 bits; activations are quantised as they come."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     # one scale a column, and signed weights, as ONNX Runtime advises for VNNI

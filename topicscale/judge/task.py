@@ -114,12 +114,7 @@ def parse(text: str) -> Task:
         if kind == "topics" and not equals:
             return Task(kind)
         raise RequestError(f"--task {kind} must name its file: {FORMS[kind]}. Got {text!r} instead.")
-    files, columns = rest, _COLUMNS[kind]
-    head, colon, tail = rest.rpartition(":")
-    if colon and "/" not in tail:
-        files, columns = head, tuple(column.strip() for column in tail.split(","))
-    elif kind == "topics":
-        columns = ("text",)
+    files, columns = _split(rest, ("text",) if kind == "topics" else _COLUMNS[kind])
     paths = tuple(path.strip() for path in files.split(",")) if kind == "classification" else (files.strip(),)
     enough = {len(_COLUMNS[kind])} | ({1} if kind == "topics" else set())
     if not all(paths) or not all(columns) or len(paths) != (2 if kind == "classification" else 1) or len(columns) not in enough:
@@ -209,6 +204,27 @@ def _topics(name: str, texts: Sequence[str], config: Config, labels: Any, *, doc
     if not texts:
         raise InputError("--task topics must have documents. Got none instead.")
     return Ready(name, "topics", lambda encode: topics(encode, texts, config, labels=labels, documents=documents), len(texts), dropped)
+
+
+def texts_of(text: str) -> list[str]:
+    """Return the texts that ``PATH[:COLUMN]`` names; the column is ``text`` by default.
+
+    Raises
+    ------
+    InputError
+        The file or column is missing.
+    """
+    path, columns = _split(text, ("text",))
+    found: list[str] = _table(path, {"text": columns[0]})[0]["text"].to_pylist()
+    return found
+
+
+def _split(text: str, columns: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """Return the path and the columns of ``PATH[:COLUMNS]``, those given where it names none."""
+    head, colon, tail = text.rpartition(":")
+    if colon and "/" not in tail:
+        return head, tuple(column.strip() for column in tail.split(","))
+    return text, columns
 
 
 def _read(path: str, task: Task) -> tuple[pa.Table, int]:
