@@ -13,7 +13,8 @@ from deltalake import write_deltalake
 
 from jobs import judge as jobs
 from tests.topicscale.stores import site
-from topicscale.config import Config
+from topicscale.config import Config, EmbeddingConfig, fingerprint
+from topicscale.embedding import Embedder
 from topicscale.errors import InputError, RequestError
 from topicscale.judge import task as tasks
 from topicscale.judge.classification import classification
@@ -65,7 +66,7 @@ def test_sts_is_that_of_sentence_transformers():
     from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 
     random = np.random.default_rng(1)
-    words = np.array("the a red blue cat dog house runs sleeps quickly today".split())
+    words = np.array(["the", "a", "red", "blue", "cat", "dog", "house", "runs", "sleeps", "quickly", "today"])
     first, second = ([" ".join(random.choice(words, 5)) for _ in range(200)] for _ in range(2))
     scores = random.integers(0, 6, 200).astype(float)
 
@@ -197,10 +198,10 @@ def test_the_same_documents_are_chosen_whatever_their_order():
 
 def test_tasks_as_they_are_written():
     assert tasks.parse("sts=a/b.tsv:_c5,_c6,_c4") == tasks.Task("sts", ("a/b.tsv",), ("_c5", "_c6", "_c4"))
-    assert tasks.parse("sts=a.csv").columns == ("sentence1", "sentence2", "score")
+    assert tasks.parse("sts=a.csv").columns == ()  # found by their usual names
     assert tasks.parse("classification=a.csv,b.csv:text,category") == tasks.Task("classification", ("a.csv", "b.csv"), ("text", "category"))
     assert tasks.parse("topics") == tasks.Task("topics")
-    assert tasks.parse("topics=a.csv").columns == ("text",)
+    assert tasks.parse("topics=a.csv:body").columns == ("body",)
     assert tasks.parse("topics=a.csv:body,desk").columns == ("body", "desk")
     # a colon in a folder's name names no columns
     assert tasks.parse("clustering=/data/a:b/c.csv").paths == ("/data/a:b/c.csv",)
@@ -227,21 +228,22 @@ def test_what_no_task_is(text: str, said: str):
 
 def test_files_and_columns_are_checked_before_anything_is_embedded(tmp_path: Path):
     file = tmp_path / "a.csv"
-    file.write_text("text,label,score\none,a,1\ntwo,a,1\n")
+    file.write_text("text,label,score\none,a,1\ntwo,b,1\n")
 
     def load(text: str) -> None:
         tasks.load([tasks.parse(text)])
 
+    load(f"clustering={file}")
     with pytest.raises(InputError, match=r"nowhere\.csv"):
         load("clustering=nowhere.csv")
     with pytest.raises(InputError, match="category"):
         load(f"clustering={file}:text,category")
     with pytest.raises(InputError, match="at least two labels"):
-        load(f"clustering={file}")
+        load(f"clustering={file}:text,score")
     with pytest.raises(InputError, match="scores that differ"):
         load(f"sts={file}:text,label,score")
     with pytest.raises(InputError, match="two distinct positives"):
-        load(f"retrieval={file}:text,label")
+        load(f"retrieval={file}:text,score")
     with pytest.raises(RequestError, match="--store"):
         load("topics")
     with pytest.raises(RequestError, match="twice"):
@@ -319,7 +321,7 @@ def test_documents_of_a_store_with_its_settings(tmp_path: Path):
     path = store.table_path("documents")
     write_deltalake(path, pa.table(rows), partition_by=["partition_id"], mode="overwrite", schema_mode="overwrite")
     changed = Config.from_dict({"topics": {"min_size": 20}})
-    store.publish(configuration=changed.to_dict(), summary={"documents": 160}, unit_fingerprint="another")
+    store.publish(configuration=changed.to_dict(), summary={"documents": 160}, unit_fingerprint=fingerprint("another"))
     corpus = jobs.corpus(str(tmp_path / "store"), labels="theme")
     assert (corpus.documents, corpus.config.topics.min_size) == (160, 20)
     assert dict(zip(corpus.texts, corpus.labels or (), strict=True)) == dict(zip(texts, names, strict=True))
@@ -335,5 +337,6 @@ def test_stsb_of_the_packaged_model():
     """all-MiniLM-L6-v2 on STSB dev: .867 by sentence-transformers' evaluator."""
     ready = tasks.load([tasks.parse(f"sts={STSB}:_c5,_c6,_c4")])[0]
     assert ready.rows == 1500
-    found = ready.run(jobs.encoder(resolve("all-MiniLM-L6-v2")))
+    embedder = Embedder(EmbeddingConfig(), threads=1)
+    found = ready.run(lambda texts: embedder.encode(texts).vectors)
     assert found["spearman"] == pytest.approx(0.8672, abs=2e-3)
