@@ -7,6 +7,7 @@ mode is right without a second implementation of it.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import tempfile
 import warnings
@@ -145,5 +146,10 @@ def quantise(plain: Path, to: Path) -> None:
     """Write an exported transformer with weights of 8 bits; activations are quantised as they come."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    # one scale a column, and signed weights, as ONNX Runtime advises for VNNI
-    quantize_dynamic(str(plain), str(to), weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"])
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # its advice to optimise the graph first, given to the root logger
+    try:
+        # one scale a column, and signed weights, as ONNX Runtime advises for VNNI
+        quantize_dynamic(str(plain), str(to), weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"])
+    finally:
+        logging.disable(before)

@@ -96,6 +96,47 @@ def test_commands_on_a_store_without_a_run_say_so(command, tmp_path) -> None:
     assert "no finished run" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        ([], "--store"),
+        (["--task", "sts=a.csv"], "--model"),
+        (["--model", "all-MiniLM-L6-v2"], "--task"),
+        (["--model", "all-MiniLM-L6-v2", "--task", "stss=a.csv"], "'sts'"),
+        (["--model", "all-MiniLM-L6-v2", "--task", "clustering=nowhere.csv"], "nowhere.csv"),
+        (["--model", "all-MiniLM-L6-v2", "--task", "clustering={tickets}:text,team"], "team"),
+        (["--model", "./no/such/model", "--task", "clustering={tickets}:text,desk"], "no/such/model"),
+        (["--model", "all-MiniLM-L6-v2", "--task", "topics"], "--store"),
+        (["--model", "all-MiniLM-L6-v2", "--task", "topics={tickets}", "--labels", "desk"], "--labels"),
+        (["--model", "all-MiniLM-L6-v2", "--store", "nowhere/"], "no topicscale store"),
+    ],
+)
+def test_what_models_cannot_be_judged_by(arguments, hint, tickets) -> None:
+    done = topicscale("evaluate", *(argument.format(tickets=tickets) for argument in arguments))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert hint in done.stderr
+    assert done.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        ([], "--store"),
+        (["--store", "nowhere/"], "--topics-only"),
+        (["--model", "all-MiniLM-L6-v2", "--topics-only"], "--topics-only"),
+        (["--model", "all-MiniLM-L6-v2", "--formats", "fp32,gguf"], "gguf"),
+        (["--model", "./no/such/model"], "no/such/model"),
+        (["--model", "all-MiniLM-L6-v2", "--reference", "nowhere.csv"], "nowhere.csv"),
+    ],
+)
+def test_what_cannot_be_exported(arguments, hint, tmp_path) -> None:
+    done = topicscale("export", "--output", str(tmp_path / "out"), *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert hint in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert not (tmp_path / "out").exists()
+
+
 def test_status_of_a_store_without_a_run(tmp_path) -> None:
     Store(tmp_path / "store", create=True)
     done = topicscale("status", "--store", str(tmp_path / "store"))

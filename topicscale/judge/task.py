@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from topicscale.config import Config
 from topicscale.errors import InputError, RequestError
+from topicscale.finetune.recipe import COLUMNS, Kind
 from topicscale.judge.classification import check, classification
 from topicscale.judge.clustering import clustering
 from topicscale.judge.retrieval import retrieval
@@ -34,13 +34,15 @@ MEASURES: dict[str, tuple[str, ...]] = {
 """What a model can be chosen by, and what a table shows: the chief measure of each kind of task first."""
 LOWER = frozenset({"outlier_share"})
 """Measures of which less is better."""
-_COLUMNS: dict[str, tuple[str, ...]] = {
-    "sts": ("sentence1", "sentence2", "score"),
-    "classification": ("text", "label"),
-    "clustering": ("text", "label"),
-    "retrieval": ("anchor", "positive"),
-    "topics": ("text", "label"),
+_KINDS: dict[str, Kind] = {
+    "sts": "scored",
+    "classification": "classes",
+    "clustering": "classes",
+    "retrieval": "pairs",
+    "topics": "classes",
 }
+_ANY = 2.0**20
+"""Scores are of no larger magnitude."""
 FORMS = {
     "sts": "sts=PATH[:sentence1,sentence2,score]",
     "classification": "classification=TRAIN,TEST[:text,label]",
@@ -59,7 +61,7 @@ class Task:
     paths: tuple[str, ...] = ()
     """Its files; none for the documents of a store."""
     columns: tuple[str, ...] = ()
-    """The file's columns, in the order of the kind's own."""
+    """The file's columns, in the order of the kind's own; none where they are to be found by their usual names."""
 
     @property
     def stem(self) -> str:
@@ -114,9 +116,9 @@ def parse(text: str) -> Task:
         if kind == "topics" and not equals:
             return Task(kind)
         raise RequestError(f"--task {kind} must name its file: {FORMS[kind]}. Got {text!r} instead.")
-    files, columns = _split(rest, ("text",) if kind == "topics" else _COLUMNS[kind])
+    files, columns = _split(rest)
     paths = tuple(path.strip() for path in files.split(",")) if kind == "classification" else (files.strip(),)
-    enough = {len(_COLUMNS[kind])} | ({1} if kind == "topics" else set())
+    enough = {0, len(COLUMNS[_KINDS[kind]])} | ({1} if kind == "topics" else set())
     if not all(paths) or not all(columns) or len(paths) != (2 if kind == "classification" else 1) or len(columns) not in enough:
         raise RequestError(f"--task {kind} must be written {FORMS[kind]}. Got {text!r} instead.")
     return Task(kind, paths, columns)
@@ -207,46 +209,37 @@ def _topics(name: str, texts: Sequence[str], config: Config, labels: Any, *, doc
 
 
 def texts_of(text: str) -> list[str]:
-    """Return the texts that ``PATH[:COLUMN]`` names; the column is ``text`` by default.
+    """Return the texts that ``PATH[:COLUMN]`` names; without a column, of the one that is called text, sentence or document.
 
     Raises
     ------
     InputError
         The file or column is missing.
     """
-    path, columns = _split(text, ("text",))
-    found: list[str] = _table(path, {"text": columns[0]})[0]["text"].to_pylist()
+    path, columns = _split(text)
+    found: list[str] = _table(path, {"text": columns[0]} if columns else {}, "texts")[0]["text"].to_pylist()
     return found
 
 
-def _split(text: str, columns: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-    """Return the path and the columns of ``PATH[:COLUMNS]``, those given where it names none."""
+def _split(text: str) -> tuple[str, tuple[str, ...]]:
+    """Return the path and the columns of ``PATH[:COLUMNS]``."""
     head, colon, tail = text.rpartition(":")
     if colon and "/" not in tail:
         return head, tuple(column.strip() for column in tail.split(","))
-    return text, columns
+    return text, ()
 
 
 def _read(path: str, task: Task) -> tuple[pa.Table, int]:
     """Return a file's columns under the names of the kind, and how many rows were left out."""
-    return _table(path, dict(zip(_COLUMNS[task.kind], task.columns, strict=False)))
+    kind: Kind = "texts" if task.kind == "topics" and len(task.columns) < 2 else _KINDS[task.kind]
+    return _table(path, dict(zip(COLUMNS[_KINDS[task.kind]], task.columns, strict=False)), kind)
 
 
-def _table(path: str, columns: Mapping[str, str]) -> tuple[pa.Table, int]:
-    import pandas as pd
+def _table(path: str, columns: Mapping[str, str], kind: Kind) -> tuple[pa.Table, int]:
+    from topicscale.finetune.data import read
 
-    file = Path(path)
-    if not file.is_file():
-        raise InputError(f"There is no file {path!r}.")
-    headerless = all(re.fullmatch(r"_c\d+", column) for column in columns.values())
-    options: dict[str, Any] = {"sep": "\t", "quoting": 3} if file.suffix == ".tsv" else {}
-    frame = pd.read_csv(file, header=None if headerless else 0, dtype=str, keep_default_na=False, **options)
-    if headerless:
-        frame.columns = pd.Index([f"_c{i}" for i in range(frame.shape[1])])
-    for column in columns.values():
-        if column not in frame.columns:
-            raise InputError(f"{path!r} must have a column {column!r}. It has: {', '.join(map(str, frame.columns))}.")
-    table = pa.table({name: frame[column].str.strip().tolist() for name, column in columns.items()})
-    if "score" in columns:
-        table = table.set_column(table.column_names.index("score"), "score", pa.array(np.asarray(table["score"].to_pylist(), np.float64)))
-    return table, 0
+    headerless = bool(columns) and all(re.fullmatch(r"_c\d+", column) for column in columns.values())
+    reader = {"header": False} if headerless else {}
+    # any scale will do: the measures are the same after a change of unit, and one by a power of two is exact
+    found = read([path], columns, reader=reader, score_range=(-_ANY, _ANY) if kind == "scored" else None, kinds=[kind])
+    return found.table, sum(found.dropped.values())
