@@ -17,6 +17,7 @@ from jobs.engines import Engines
 from jobs.job import new_run_id
 from jobs.progress import Ui
 from jobs.stages import examples, judging
+from jobs.stages.tutors import Tutors
 from ray_actors import runtime
 from topicscale import registry
 from topicscale.config import Config, fingerprint
@@ -24,6 +25,8 @@ from topicscale.errors import MissingDependency, RequestError
 from topicscale.finetune import base as bases
 from topicscale.finetune import steps as plans
 from topicscale.finetune.steps import Step
+from topicscale.judge.rank import kind
+from topicscale.judge.task import MEASURES
 from topicscale.models import resolve
 from topicscale.store import TRAINING, Store, exclusive, local_path
 
@@ -88,10 +91,12 @@ def finetune(
     asked = request(config, output, store=store, input=input, columns=columns)
     with _working_folder(asked) as work:
         engines = Engines(asked.config)
+        tutors = Tutors(asked.config, engines, work, ui)
         try:
-            done = _train(asked, work, engines, ui)
-            measures = _judged(asked, work, done, engines, ui)
+            done = _train(asked, work, tutors, ui)
+            measures = _judged(asked, work, done, tutors, ui)
         finally:
+            tutors.close()
             engines.close()
         verdict = judging.verdict(asked.judges, measures, margin=config.finetune.margin)
         status = registry.PUBLISHED if verdict.ok else registry.FORCED if force else registry.REJECTED
@@ -167,13 +172,13 @@ def plan(asked: Request) -> dict[str, Any]:
     }
 
 
-def _train(asked: Request, work: Path, engines: Engines, ui: Ui) -> dict[str, Any]:
+def _train(asked: Request, work: Path, tutors: Tutors, ui: Ui) -> dict[str, Any]:
     """Run the steps that are not done, and return the folder of the model and how it was trained."""
     start, losses, rows = str(asked.base.path), [], []
     for number, step in enumerate(asked.steps):
         here = work / f"step-{number}"
         trained = examples.train_step(
-            step, number, asked.config, asked.data, base=start, work=here, engines=engines, deepspeed=asked.deepspeed, ui=ui
+            step, number, asked.config, asked.data, base=start, work=here, tutors=tutors, deepspeed=asked.deepspeed, ui=ui
         )
         losses.append(trained.losses)
         rows.append(trained.rows)
@@ -181,13 +186,13 @@ def _train(asked: Request, work: Path, engines: Engines, ui: Ui) -> dict[str, An
     return {"model": start, "losses": losses, "rows": rows}
 
 
-def _judged(asked: Request, work: Path, done: Mapping[str, Any], engines: Engines, ui: Ui) -> dict[str, Any]:
+def _judged(asked: Request, work: Path, done: Mapping[str, Any], tutors: Tutors, ui: Ui) -> dict[str, Any]:
     file = work / "judged.json"
     if file.exists():
         found: dict[str, Any] = json.loads(file.read_text())
         return found
     began = time.monotonic()
-    found = judging.measure(asked.judges, {"base": str(asked.base.path), "model": done["model"]}, asked.config, engines, work)
+    found = judging.measure(asked.judges, {"base": str(asked.base.path), "model": done["model"]}, tutors)
     part = file.with_suffix(".part")
     part.write_text(json.dumps(found))
     part.replace(file)
@@ -298,9 +303,9 @@ def describe(found: Mapping[str, Any]) -> str:
         lines.append(f"loss ({name}): {curve[0][1]:.4f} -> {curve[-1][1]:.4f}")
     before, after = found["measures"]["base"], found["measures"]["model"]
     for task, values in after.items():
-        for key, value in values.items():
-            if isinstance(value, float) and isinstance(before[task].get(key), float):
-                lines.append(f"{task + '.' + key:<28} {before[task][key]:>9.4f} -> {value:>9.4f}")
+        lines += [
+            f"{task + '.' + key:<28} {before[task][key]:>9.4f} -> {values[key]:>9.4f}" for key in MEASURES[kind(task)] if key in values
+        ]
     lines.append(f"{found['status']}: {found['verdict']}")
     lines.append(f"-> {found['path']}")
     if found["store"] is not None and found["status"] != registry.REJECTED:

@@ -1,12 +1,13 @@
-"""Fine-tuning on Ray: a worker that lends its models to recipes, and Ray Train over several workers."""
+"""Fine-tuning on Ray: a worker that lends its models to recipes and trains alone, and Ray Train over several workers."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ POLL = 0.5
 
 
 class Tutor(Worker):
-    """One of a pool's processes (see :class:`ray_actors.pool.Pool`): embeds, generates and scores, with loaded models kept."""
+    """One of a pool's processes (see :class:`ray_actors.pool.Pool`): embeds, generates and scores, with loaded models kept, and trains."""
 
     def __init__(self, threads: int, device: str) -> None:
         super().__init__(threads, device)
@@ -36,11 +37,14 @@ class Tutor(Worker):
             self._tools = (work, LocalTools(threads=self._threads, device=self._device, work=Path(work)))
         return getattr(self._tools[1], tool)(**arguments)
 
+    def train(self, *, training: Training, work: str) -> None:
+        """Train in this process alone: see :func:`topicscale.finetune.training.train`."""
+        self._tools = None  # their models' memory is wanted
+        _run(training, Path(work), device=self._device, threads=self._threads, first=True)
 
-def train(
-    training: Training, work: Path, *, layout: Layout, attempts: int, progress: Callable[[int, int, float | None], None] | None = None
-) -> None:
-    """Train over ``layout.actors`` processes; ``work/model`` holds the model when this returns.
+
+def train_together(training: Training, work: Path, *, layout: Layout, attempts: int) -> None:
+    """Train over ``layout.actors`` processes by Ray Train; ``work/model`` holds the model when this returns.
 
     A worker that dies ends its group, and a new one goes on from the last checkpoint in ``work``, ``attempts`` times in all. The driver
     may die too: called again with the same arguments, training goes on from there.
@@ -49,8 +53,6 @@ def train(
     ----------
     work : Path
         A folder that every node sees.
-    progress : callable, optional
-        Called with (step, steps, loss) now and then.
 
     Raises
     ------
@@ -61,10 +63,9 @@ def train(
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
-    work.mkdir(parents=True, exist_ok=True)
     device = "cuda" if layout.gpus else "cpu"
     trainer = TorchTrainer(
-        _loop,
+        _member,
         train_loop_config={"training": training, "work": str(work), "device": device, "threads": layout.cpus},
         scaling_config=ScalingConfig(
             num_workers=layout.actors,
@@ -79,31 +80,40 @@ def train(
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    ended = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(work / PROGRESS, ended, progress), daemon=True)
-    if progress is not None:
-        watcher.start()
     try:
         trainer.fit()
     except KeyboardInterrupt:
         raise
     except Exception as error:
         raise JobFailed(f"training: {_cause(error)}") from error
+
+
+@contextlib.contextmanager
+def watched(work: Path, progress: Callable[[int, int, float | None], None]) -> Iterator[None]:
+    """Call ``progress`` with (step, steps, loss) now and then, while the block trains in ``work``."""
+    ended = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(work / PROGRESS, ended, progress), daemon=True)
+    watcher.start()
+    try:
+        yield
     finally:
         ended.set()
-        if progress is not None:
-            watcher.join()
+        watcher.join()
 
 
-def _loop(config: dict[str, Any]) -> None:
-    """What each process of the group runs."""
+def _member(config: dict[str, Any]) -> None:
+    """What each process of a group runs."""
     from ray.train import get_context
-
-    from topicscale.finetune.training import train as run
 
     limit_threads(config["threads"])
     first = get_context().get_world_rank() == 0
-    file = Path(config["work"]) / PROGRESS
+    _run(config["training"], Path(config["work"]), device=config["device"], threads=config["threads"], first=first)
+
+
+def _run(training: Training, work: Path, *, device: str, threads: int, first: bool) -> None:
+    from topicscale.finetune.training import train
+
+    file = work / PROGRESS
     last, began = 0.0, 0.0
 
     def report(step: int, steps: int, loss: float | None) -> None:
@@ -116,11 +126,10 @@ def _loop(config: dict[str, Any]) -> None:
             part.write_text(json.dumps({"step": step, "steps": steps, "loss": loss, "seconds": seconds}))
             part.replace(file)
 
-    run(config["training"], Path(config["work"]), device=config["device"], threads=config["threads"], report=report)
+    train(training, work, device=device, threads=threads, report=report)
 
 
-def _watch(file: Path, ended: threading.Event, progress: Callable[[int, int, float | None], None] | None) -> None:
-    assert progress is not None
+def _watch(file: Path, ended: threading.Event, progress: Callable[[int, int, float | None], None]) -> None:
     over = False
     while not over:
         over = ended.wait(POLL)  # one look more after the end

@@ -7,22 +7,19 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from deltalake import DeltaTable, write_deltalake
 
-from jobs.engines import Engines
 from jobs.progress import Ui
-from ray_actors import runtime
-from ray_actors.finetune import PROGRESS, Tutor, train
-from ray_actors.pool import Pool, Unit
+from jobs.stages.tutors import Tutors
+from ray_actors.finetune import PROGRESS
 from topicscale.config import Config, fingerprint, presets
-from topicscale.errors import ConfigError, InputError, JobFailed, RequestError
+from topicscale.errors import ConfigError, InputError, RequestError
 from topicscale.finetune import base as bases
 from topicscale.finetune import data as reading
 from topicscale.finetune import steps as plans
@@ -31,11 +28,6 @@ from topicscale.finetune.steps import Part, Step
 from topicscale.finetune.training import Part as TrainingPart
 from topicscale.finetune.training import Training, total_steps
 from topicscale.store import Store
-
-CHUNK = 2048
-"""Texts that a worker embeds in one call."""
-SLOW_CHUNK = 64
-"""Texts that a worker generates for, or pairs that it scores 16 times as many of, in one call: what a kill may lose."""
 
 
 @dataclass
@@ -209,14 +201,14 @@ def train_step(
     *,
     base: str,
     work: Path,
-    engines: Engines,
+    tutors: Tutors,
     deepspeed: Mapping[str, Any] | None,
     ui: Ui,
 ) -> Trained:
     """Make one step's examples and train on them, unless that is done; return the model."""
     work.mkdir(parents=True, exist_ok=True)
     label = f"step {number + 1} ({step.name})"
-    parts, rows = _examples(step, number, config, data, base=base, work=work, engines=engines, ui=ui)
+    parts, rows = _examples(step, number, config, data, base=base, work=work, tutors=tutors, ui=ui)
     tuned = config.finetune
     fresh = step.passes if any(part.recipe.fresh for part in step.parts) else 1
     training = Training(
@@ -245,13 +237,9 @@ def train_step(
     total = total_steps(training, rows)
     training = dataclasses.replace(training, checkpoint_steps=plans.checkpoint_steps(tuned, total))
     if not (work / "model").is_dir():
-        engines.release()  # its workers' processors are wanted
-        held = runtime.held(config.ray)
-        workers = tuned.workers or (int(held.gpus) if held.gpus >= 1 and step.parallel else 1)
-        if not step.parallel:
-            workers = 1
-        layout = runtime.divided(config.ray, workers)
-        training = dataclasses.replace(training, precision=_precision(tuned.precision, gpu=bool(layout.gpus)))
+        gpus = tutors.gpus()
+        workers = (tuned.workers or max(1, int(gpus))) if step.parallel else 1
+        training = dataclasses.replace(training, precision=_precision(tuned.precision, gpu=gpus > 0))
         began = time.monotonic()
         with ui.stage(label, total, unit="steps") as bar:
             done = 0
@@ -261,7 +249,7 @@ def train_step(
                 bar.advance(max(0, at - done))
                 done = max(done, at)
 
-            train(training, work, layout=layout, attempts=config.ray.attempts, progress=show)
+            layout = tutors.train(training, work, workers=workers, progress=show)
         said = json.loads((work / PROGRESS).read_text())
         ui.log(
             "stage",
@@ -282,124 +270,30 @@ def _precision(asked: str, *, gpu: bool) -> str:
 
 
 def _examples(
-    step: Step, number: int, config: Config, data: Data, *, base: str, work: Path, engines: Engines, ui: Ui
+    step: Step, number: int, config: Config, data: Data, *, base: str, work: Path, tutors: Tutors, ui: Ui
 ) -> tuple[list[TrainingPart], list[int]]:
-    tools: PooledTools | None = None
     parts, rows = [], []
-    try:
-        for i, (part, (table, kind)) in enumerate(zip(step.parts, data.parts[number], strict=True)):
-            target = str(work / f"examples-{i}")
-            if not DeltaTable.is_deltatable(target):
-                began = time.monotonic()
-                tools = tools or PooledTools(config, engines, work, ui)
-                passes = step.passes if part.recipe.fresh else 1
-                made = [
-                    part.recipe.examples(table, kind, part.options, base=base, seed=config.finetune.seed + 1_000_003 * k, tools=tools)
-                    for k in range(passes)
-                ]
-                whole = pa.concat_tables(made)
-                if whole.num_rows < 2:
-                    raise InputError(
-                        f"The recipe {part.recipe.name} made {whole.num_rows} examples of {table.num_rows:,} rows: too few to train on."
-                    )
-                write_deltalake(target, whole)  # one commit: there whole or not at all
-                ui.log(
-                    "stage",
-                    f"step {number + 1}: {whole.num_rows:,} examples of {table.num_rows:,} rows ({part.recipe.name}), "
-                    f"{time.monotonic() - began:.1f} s",
-                    stage="examples",
+    for i, (part, (table, kind)) in enumerate(zip(step.parts, data.parts[number], strict=True)):
+        target = str(work / f"examples-{i}")
+        if not DeltaTable.is_deltatable(target):
+            began = time.monotonic()
+            seeds = [config.finetune.seed + 1_000_003 * k for k in range(step.passes if part.recipe.fresh else 1)]
+            made = [part.recipe.examples(table, kind, part.options, base=base, seed=seed, tools=tutors) for seed in seeds]
+            whole = pa.concat_tables(made)
+            if whole.num_rows < 2:
+                raise InputError(
+                    f"The recipe {part.recipe.name} made {whole.num_rows} examples of {table.num_rows:,} rows: too few to train on."
                 )
-            held = DeltaTable(target, version=0)
-            parts.append(TrainingPart(part.recipe.name, dict(part.options), target, 0))
-            rows.append(int(held.to_pyarrow_dataset().count_rows()))
-    finally:
-        if tools is not None:
-            tools.close()
+            write_deltalake(target, whole)  # one commit: there whole or not at all
+            ui.log(
+                "stage",
+                f"step {number + 1}: {whole.num_rows:,} examples of {table.num_rows:,} rows ({part.recipe.name}), "
+                f"{time.monotonic() - began:.1f} s",
+                stage="examples",
+            )
+        parts.append(TrainingPart(part.recipe.name, dict(part.options), target, 0))
+        rows.append(int(DeltaTable(target, version=0).to_pyarrow_dataset().count_rows()))
     return parts, rows
-
-
-@dataclass
-class PooledTools:
-    """:class:`topicscale.finetune.recipe.Tools` over a pool of workers, started when first asked. Slow answers are kept as they come."""
-
-    config: Config
-    engines: Engines
-    work: Path
-    ui: Ui
-    _pool: Pool | None = field(default=None, init=False)
-
-    def close(self) -> None:
-        """End the workers."""
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
-
-    def embed(self, model: str, texts: Sequence[str]) -> Any:
-        """See the protocol."""
-        parts = self._map("embed", texts, CHUNK, lambda some: {"model": model, "texts": some}, keep=False)
-        return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
-
-    def generate(self, model: str, texts: Sequence[str], *, queries: int, seed: int, options: Mapping[str, Any]) -> list[list[str]]:
-        """See the protocol."""
-        parts = self._map(
-            "generate",
-            texts,
-            SLOW_CHUNK,
-            lambda some: {"model": model, "texts": some, "queries": queries, "seed": seed, "options": dict(options)},
-            keep=True,
-        )
-        return [found for part in parts for found in part]
-
-    def score(self, model: str, pairs: Sequence[tuple[str, str]], *, logits: bool = False) -> Any:
-        """See the protocol."""
-        parts = self._map("score", pairs, SLOW_CHUNK * 16, lambda some: {"model": model, "pairs": some, "logits": logits}, keep=True)
-        return np.concatenate([np.asarray(part, np.float32) for part in parts]) if parts else np.zeros(0, np.float32)
-
-    def cross_encoder(self, base: str, examples: pa.Table, options: Mapping[str, Any]) -> str:
-        """See the protocol."""
-        (found,) = self._map(
-            "cross_encoder", [None], 1, lambda _: {"base": base, "examples": examples, "options": dict(options)}, keep=False
-        )
-        return str(found)
-
-    def _map(
-        self, tool: str, items: Sequence[Any], chunk: int, arguments: Callable[[list[Any]], dict[str, Any]], *, keep: bool
-    ) -> list[Any]:
-        folder = self.work / "answers"
-        chunks = [list(items[i : i + chunk]) for i in range(0, len(items), chunk)]
-        asked = [arguments(some) for some in chunks]
-        names = [fingerprint(tool, one) if keep else str(i) for i, one in enumerate(asked)]
-        answers: dict[str, Any] = {}
-        if keep:
-            folder.mkdir(parents=True, exist_ok=True)
-            answers = {name: json.loads(file.read_text()) for name in names if (file := folder / f"{name}.json").exists()}
-        pending = {name: one for name, one in zip(names, asked, strict=True) if name not in answers}
-        if pending:
-            pool = self._started()
-            sizes = dict(zip(names, map(len, chunks), strict=True))
-            units = (Unit(name, {"work": str(self.work), "tool": tool, "arguments": one}) for name, one in pending.items())
-            with self.ui.stage(tool, sum(sizes[name] for name in pending), unit="texts") as bar:
-                for outcome in pool.run("use", units):
-                    if outcome.error is not None:
-                        raise JobFailed(f"{tool}: {outcome.error}")
-                    answers[outcome.key] = outcome.value
-                    if keep:
-                        _keep(folder / f"{outcome.key}.json", outcome.value)
-                    bar.advance(sizes[outcome.key])
-        return [answers[name] for name in names]
-
-    def _started(self) -> Pool:
-        if self._pool is None:
-            self.engines.release()
-            ray = self.config.ray
-            self._pool = Pool(runtime.held(ray), attempts=ray.attempts, timeout=ray.timeout, worker=Tutor)
-        return self._pool
-
-
-def _keep(file: Path, value: Any) -> None:
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(value.tolist() if isinstance(value, np.ndarray) else value))
-    part.replace(file)
 
 
 def _digest(table: pa.Table) -> str:

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+
+from jobs.judge import corpus
+from jobs.stages.examples import Data
+from jobs.stages.tutors import Tutors
+from topicscale.config import Config, fingerprint
+from topicscale.errors import RequestError
+from topicscale.finetune.recipe import NLI, Kind
 from topicscale.judge.clustering import clustering
 from topicscale.judge.rank import Verdict, better, which
 from topicscale.judge.retrieval import retrieval
 from topicscale.judge.sts import sts
 from topicscale.judge.task import MEASURES, Ready, load, parse
-
-from jobs.engines import Engines
-from jobs.judge import corpus
-from jobs.progress import Ui
-from jobs.stages.examples import Data, PooledTools
-from topicscale.config import Config, fingerprint
-from topicscale.errors import RequestError
-from topicscale.finetune.recipe import NLI, Kind
 from topicscale.represent.view import Encode
 from topicscale.store import Store
 
@@ -75,15 +73,9 @@ def collect(config: Config, data: Data, *, store: Store | None) -> Judges:
     return Judges(ready, measure)
 
 
-def measure(
-    judges: Judges, models: Mapping[str, str], config: Config, engines: Engines, work: Path
-) -> dict[str, dict[str, dict[str, float]]]:
+def measure(judges: Judges, models: Mapping[str, str], tutors: Tutors) -> dict[str, dict[str, dict[str, float]]]:
     """Return what every model is measured at, by its key and the task."""
-    tools = PooledTools(config, engines, work, Ui("quiet"))
-    try:
-        return {key: {task.name: task.run(_encode(tools, model)) for task in judges.ready} for key, model in models.items()}
-    finally:
-        tools.close()
+    return {key: {task.name: task.run(_encode(tutors, model)) for task in judges.ready} for key, model in models.items()}
 
 
 def verdict(judges: Judges, measures: Mapping[str, Any], *, margin: float) -> Verdict:
@@ -91,9 +83,9 @@ def verdict(judges: Judges, measures: Mapping[str, Any], *, margin: float) -> Ve
     return better(measures["base"], measures["model"], judges.measure, margin)
 
 
-def _encode(tools: PooledTools, model: str) -> Encode:
+def _encode(tutors: Tutors, model: str) -> Encode:
     def encode(texts: Sequence[str]) -> Any:
-        return tools.embed(model, texts)
+        return tutors.embed(model, texts)
 
     return encode
 

@@ -173,7 +173,7 @@ def test_steps_run_one_after_another_and_recipes_together(scored, source, tmp_pa
         {"recipe": "cosine", "input": str(scored)},
     ]
     steps = [{"recipe": "simcse", "max_steps": 2}, together]
-    found = finetune(settings(steps, max_steps=5), str(tmp_path / "model"), input=[str(scored)], ui=QUIET)
+    found = finetune(settings(steps, max_steps=5, held_out=0.3), str(tmp_path / "model"), input=[str(scored)], ui=QUIET)
     assert found["steps"] == ["simcse", "mnr + cosine"]
     assert found["training_steps"] == 7
     assert set(found["measures"]["model"]) == {"retrieval:held-out", "sts:held-out"}
@@ -243,7 +243,7 @@ def test_killed_in_training_it_ends_as_if_it_had_not_been(victim, store, scored,
                 child.wait(60)
             process = training(scored, store, "model", log)
         else:
-            workers = [child for child in children if "RayTrainWorker" in " ".join(child.cmdline() or [child.name()])]
+            workers = [child for child in children if "ray::Tutor" in " ".join(child.cmdline() or [child.name()])]
             assert workers
             workers[0].kill()
         assert process.wait(300) == 0, log.read_text()[-3000:]
