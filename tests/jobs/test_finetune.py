@@ -49,16 +49,19 @@ def settings(steps: list, **finetune) -> config.Config:
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory) -> Path:
-    """Pairs of texts: 1 for two of a theme, 0 for two of different themes."""
+    """Pairs of texts of one theme: 1 where both begin with the same thing, 0 where they do not, whatever else they share."""
     generator = random.Random(3)
-    content = corpus.rows()
+    by_thing: dict[tuple[str, str], list[str]] = {}
+    for _, text, theme in corpus.rows():
+        by_thing.setdefault((theme, text.split()[1]), []).append(text)
     path = tmp_path_factory.mktemp("scored") / "pairs.csv"
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["sentence1", "sentence2", "score"])
-        for _ in range(400):
-            one, other = generator.sample(content, 2)
-            writer.writerow([one[1], other[1], float(one[2] == other[2])])
+        for number in range(400):
+            theme, thing = generator.choice(sorted(by_thing))
+            other = thing if number % 2 else generator.choice([name for of, name in sorted(by_thing) if of == theme and name != thing])
+            writer.writerow([generator.choice(by_thing[theme, thing]), generator.choice(by_thing[theme, other]), float(other == thing)])
     return path
 
 
@@ -134,6 +137,7 @@ def test_a_model_that_is_worse_is_kept_and_rejected(store, source, scored, capsy
     asked = ["finetune", "--recipe", "cosine", "--input", str(scored), "--store", str(store), "--output", "broken", "--quiet"]
     for item in (f"base={SMALL['base']}", "batch_size=16", "max_tokens=32", "max_steps=20", "learning_rate=0.5", "warmup=0"):
         asked += ["--set", f"finetune.{item}"]
+    asked += ["--measure", "topics.npmi"]
     assert main(asked) == 1
     assert "rejected" in capsys.readouterr().out
     (held,) = registry.trained(Store(store))
