@@ -7,7 +7,7 @@ TEST_LIMIT ?= 70m
 TESTS ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults lint types check lock clean bench-setup bench-whole-job bench-memory bench-baselines bench-quality bench-embedding bench-merge bench-federation bench-updates bench-labels bench
+.PHONY: help setup demo test test-faults lint types check lock clean bench-setup bench-whole-job bench-memory bench-baselines bench-quality bench-embedding bench-merge bench-federation bench-updates bench-labels bench-finetune bench
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,7 +65,10 @@ bench-updates: setup  ## 30 daily updates against one fit
 bench-labels: setup  ## labels a second against BERTopic's TextGeneration, and how well they find their topics
 	$(PY) -m benchmarks.labels
 
-bench: bench-embedding bench-quality bench-baselines bench-memory bench-merge bench-federation bench-updates bench-labels bench-whole-job  ## every benchmark, one after another
+bench-finetune: setup  ## what each recipe gains, memory of large batches, two workers against one
+	$(PY) -m benchmarks.finetune
+
+bench: bench-embedding bench-quality bench-baselines bench-memory bench-merge bench-federation bench-updates bench-labels bench-finetune bench-whole-job  ## every benchmark, one after another
 
 clean:  ## remove everything that make made
 	rm -rf .venv .venv-bertopic .venv.lock demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

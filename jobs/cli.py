@@ -502,7 +502,7 @@ def _parser() -> argparse.ArgumentParser:
         help="leave out terms in fewer than K documents of a topic, and topics of fewer than K documents (default: 10, at least 2)",
     )
     export.add_argument("--site", metavar="NAME", help="the name to go by (default: the store folder's)")
-    export.add_argument("--model", metavar="NAME", help="an embedding model: packaged name, folder or hub id")
+    export.add_argument("--model", metavar="NAME", help="an embedding model: a model of --store, packaged name, folder or hub id")
     export.add_argument(
         "--formats", default="fp32,bf16,onnx,onnx-int8", metavar="F,F", help="of the model (default: fp32,bf16,onnx,onnx-int8)"
     )
@@ -536,7 +536,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--store", metavar="URI", help="the folder of Delta tables; required without --model")
     evaluate.add_argument("--labels", metavar="COLUMN", help="a column of documents that holds the true classes")
-    evaluate.add_argument("--model", nargs="+", action="extend", default=[], metavar="NAME", help="packaged name, folder or hub id")
+    evaluate.add_argument(
+        "--model", nargs="+", action="extend", default=[], metavar="NAME", help="models of --store, packaged names, folders, hub ids"
+    )
     evaluate.add_argument("--task", nargs="+", action="extend", default=[], metavar="TASK", help="what models are judged by; see below")
     diff = add("diff", _diff, "Tell what changed between two generations or stores: topics found, gone, grown, ...", store=None)
     diff.epilog = (

@@ -246,13 +246,13 @@ class FinetuneConfig:
     """Train low-rank additions instead of the weights, merged into them at the end: {r: 16, lora_alpha: 32, target_modules: [...]}."""
     epochs: float | None = None
     batch_size: int | None = None
-    """Examples a step, over all workers together."""
+    """Examples a batch, over all workers together; a step is ``accumulate`` batches."""
     learning_rate: float | None = None
     warmup: float | None = None
     max_steps: int | None = None
     """Training ends after so many steps, whatever ``epochs`` says."""
     accumulate: int = 1
-    """Batches of which the gradients are summed for one step."""
+    """Batches of which the gradients are averaged for one step."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """``auto``: bfloat16 on a GPU that has it, else float32."""
     deepspeed: str | None = None
