@@ -226,13 +226,16 @@ def _finetune(options: argparse.Namespace) -> int:
         values["judges"] = options.judge
     config = load(file=options.config, overrides=options.set, values={"finetune": values})
     columns = _columns(options.columns)
+    data = {"store": options.store, "input": options.input or (), "columns": columns}
+    with contextlib.redirect_stdout(sys.stderr):  # deepspeed and others log to the standard output, which is for the result
+        found = (
+            plan(request(config, options.output, **data))
+            if options.dry_run
+            else finetune(config, options.output, **data, force=options.force, ui=_ui(options))
+        )
     if options.dry_run:
-        found = plan(request(config, options.output, store=options.store, input=options.input or (), columns=columns))
         print(json.dumps(found, indent=2) if options.json else describe_plan(found))
         return DONE
-    found = finetune(
-        config, options.output, store=options.store, input=options.input or (), columns=columns, force=options.force, ui=_ui(options)
-    )
     print(json.dumps(found, indent=2) if options.json else describe(found))
     return FAILED if found["status"] == REJECTED else DONE
 
@@ -432,7 +435,7 @@ def _parser() -> argparse.ArgumentParser:
         "  on scored pairs      cosine, augsbert              sentence1, sentence2, score\n"
         "  on inference pairs   softmax, mnr                  sentence1, sentence2, label\n"
         "  on classes           setfit, mnr                   text, label\n"
-        "tsdae,gpl trains one after the other; mnr+cosine trains both together.\n\n"
+        "tsdae,cosine trains one after the other; mnr+cosine trains both together. gpl needs a file (see docs/finetuning.md).\n\n"
         "examples:\n"
         "  topicscale finetune --recipe crop --store tickets/ --output tickets-minilm\n"
         "  topicscale finetune --recipe mnr --input papers.jsonl --columns anchor=title,positive=abstract --output papers-minilm/\n"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +24,14 @@ from jobs.stages.tutors import Tutors
 from ray_actors import runtime
 from topicscale import registry
 from topicscale.config import Config, fingerprint
-from topicscale.errors import MissingDependency, RequestError
+from topicscale.errors import MissingDependency, RequestError, StoreError
 from topicscale.finetune import base as bases
 from topicscale.finetune import steps as plans
 from topicscale.finetune.steps import Step
 from topicscale.judge.rank import kind
 from topicscale.judge.task import MEASURES
 from topicscale.models import resolve
-from topicscale.store import TRAINING, Store, exclusive, local_path
+from topicscale.store import PENDING, TRAINING, Store, exclusive, local_path
 
 CODE = 1
 """Raised when the same request would train another model."""
@@ -89,7 +92,9 @@ def finetune(
     ui = ui or Ui()
     began = time.monotonic()
     asked = request(config, output, store=store, input=input, columns=columns)
-    with _working_folder(asked) as work:
+    if force and (found := _forced(asked)) is not None:
+        return found | {"seconds": round(time.monotonic() - began, 3)}
+    with _working_folder(asked, ui) as work:
         engines = Engines(asked.config)
         tutors = Tutors(asked.config, engines, work, ui)
         try:
@@ -140,7 +145,9 @@ def request(
             lora=tuned.lora,
         )
     plans.check(steps, config, base)
-    runtime.local_plan(dataclasses.replace(config.ray, actors=tuned.workers) if tuned.workers else config.ray)
+    layout = runtime.local_plan(dataclasses.replace(config.ray, actors=tuned.workers) if tuned.workers else config.ray)
+    if tuned.precision == "float16" and layout is not None and not layout.gpus:
+        raise RequestError("finetune.precision=float16 needs a GPU. Use bfloat16 or float32 on processors.")
     data = examples.collect(steps, config, store=held, input=input, columns=columns or {}, judged=bool(tuned.judges))
     judges = judging.collect(config, data, store=held)
     return Request(name, config, steps, base, data, judges, examples.deepspeed(tuned.deepspeed), held, folder)
@@ -172,6 +179,17 @@ def plan(asked: Request) -> dict[str, Any]:
     }
 
 
+def _forced(asked: Request) -> dict[str, Any] | None:
+    """Publish the model that this very request trained and that was rejected; None where there is none."""
+    held = [model for model in registry.trained(asked.store) if model.name == asked.name] if asked.store is not None else []
+    if not held or held[-1].status != registry.REJECTED or held[-1].data.get("request") != _print(asked) or not held[-1].path.is_dir():
+        return None
+    assert asked.store is not None
+    row = dataclasses.replace(held[-1], status=registry.FORCED, at=datetime.now(UTC))
+    registry.add(asked.store, row, row.path)
+    return _told(asked, row, json.loads((row.path.parent / "losses.json").read_text())) | {"store": asked.store.uri, "path": str(row.path)}
+
+
 def _train(asked: Request, work: Path, tutors: Tutors, ui: Ui) -> dict[str, Any]:
     """Run the steps that are not done, and return the folder of the model and how it was trained."""
     start, losses, rows = str(asked.base.path), [], []
@@ -187,7 +205,7 @@ def _train(asked: Request, work: Path, tutors: Tutors, ui: Ui) -> dict[str, Any]
 
 
 def _judged(asked: Request, work: Path, done: Mapping[str, Any], tutors: Tutors, ui: Ui) -> dict[str, Any]:
-    file = work / "judged.json"
+    file = work / f"judged-{asked.judges.digest[:12]}.json"
     if file.exists():
         found: dict[str, Any] = json.loads(file.read_text())
         return found
@@ -204,21 +222,29 @@ def _publish(
     asked: Request, work: Path, done: Mapping[str, Any], measures: Mapping[str, Any], why: str, status: str, seconds: float
 ) -> dict[str, Any]:
     model = Path(done["model"])
-    revision = resolve(str(model)).revision
-    steps_done = sum(len(curve) for curve in done["losses"])
-    data = {**asked.data.source, "rows": done["rows"], "dropped": asked.data.dropped, "held_out": asked.data.held_rows}
-    found = {
-        "model": asked.name,
-        "revision": revision,
-        "status": status,
-        "verdict": why,
-        "measures": dict(measures),
-        "measure": asked.judges.measure,
-        "steps": [step.name for step in asked.steps],
-        "training_steps": steps_done,
-        "losses": done["losses"],
-        "data": data,
-    }
+    row = registry.Trained(
+        name=asked.name,
+        revision=resolve(str(model)).revision,
+        status=status,
+        base=asked.base.name,
+        base_revision=asked.base.revision,
+        steps=asked.config.to_dict()["finetune"]["steps"],
+        measures=measures,
+        verdict=why,
+        configuration=asked.config.to_dict()["finetune"],
+        data={
+            **asked.data.source,
+            "request": _print(asked),
+            "rows": done["rows"],
+            "dropped": asked.data.dropped,
+            "held_out": asked.data.held_rows,
+        },
+        steps_done=sum(len(curve) for curve in done["losses"]),
+        seconds=seconds,
+        at=datetime.now(UTC),
+        path=model,
+    )
+    found = _told(asked, row, done["losses"])
     _describe_itself(model, found)
     if asked.store is None:
         temporary = asked.folder.with_name(f".{asked.folder.name}.part")
@@ -229,24 +255,28 @@ def _publish(
             asked.folder.rmdir()
         temporary.rename(asked.folder)
         return found | {"store": None, "path": str(asked.folder)}
-    row = registry.new(
-        asked.store,
-        name=asked.name,
-        revision=revision,
-        status=status,
-        base=asked.base.name,
-        base_revision=asked.base.revision,
-        steps=asked.config.to_dict()["finetune"]["steps"],
-        measures=measures,
-        verdict=why,
-        configuration=asked.config.to_dict()["finetune"],
-        data=data,
-        steps_done=steps_done,
-        seconds=seconds,
-    )
-    registry.add(asked.store, row, model)
+    row = dataclasses.replace(row, path=registry.folder(asked.store, row.revision, row.name))
+    row.path.parent.mkdir(parents=True, exist_ok=True)
     (row.path.parent / "losses.json").write_text(json.dumps(done["losses"]))
+    registry.add(asked.store, row, model)
     return found | {"store": asked.store.uri, "path": str(row.path)}
+
+
+def _told(asked: Request, row: registry.Trained, losses: list[list[tuple[int, float]]]) -> dict[str, Any]:
+    """Return what a caller is told of a model."""
+    return {
+        "model": row.name,
+        "revision": row.revision,
+        "status": row.status,
+        "verdict": row.verdict,
+        "measures": dict(row.measures),
+        "measure": asked.judges.measure,
+        "steps": [step.name for step in asked.steps],
+        "training_steps": row.steps_done,
+        # a training that diverged has losses that are no number, which JSON does not know
+        "losses": [[(at, loss if math.isfinite(loss) else None) for at, loss in curve] for curve in losses],
+        "data": dict(row.data),
+    }
 
 
 def _describe_itself(model: Path, found: Mapping[str, Any]) -> None:
@@ -256,15 +286,18 @@ def _describe_itself(model: Path, found: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _working_folder(asked: Request) -> Iterator[Path]:
+def _working_folder(asked: Request, ui: Ui) -> Iterator[Path]:
     """Yield the folder of what is half done, held against a second training of the same name; an earlier request's is removed."""
     root = asked.store.path / TRAINING if asked.store is not None else asked.folder.parent
     root.mkdir(parents=True, exist_ok=True)
+    if asked.store is not None and (asked.store.path / PENDING).exists():
+        raise StoreError(f"Documents are being removed from {asked.store.uri!r}. Train when `topicscale forget` has ended.")
     prefix = f"{asked.name}." if asked.store is not None else f".{asked.name}.finetune."
     with exclusive(root / f"{prefix}lock", new_run_id(), f"The training of {asked.name!r}"):
         work = root / f"{prefix}{_print(asked)[:12]}"
-        for other in root.glob(f"{prefix}*"):
-            if other.is_dir() and other != work:
+        for other in root.iterdir():
+            if other != work and re.fullmatch(re.escape(prefix) + "[0-9a-f]{12}", other.name):
+                ui.log("warning", f"An unfinished training of {asked.name!r} with other settings or data is removed.")
                 shutil.rmtree(other, ignore_errors=True)
         work.mkdir(exist_ok=True)
         yield work
@@ -274,7 +307,9 @@ def _working_folder(asked: Request) -> Iterator[Path]:
 
 def _print(asked: Request) -> str:
     tuned = dataclasses.replace(asked.config.finetune, workers=None, checkpoint_steps=None, judges=(), measure=None, margin=0.0)
-    return fingerprint("finetune", CODE, asked.base.revision, tuned, asked.data.digest, asked.judges.digest)
+    # DeepSpeed's checkpoints are of one number of workers, and its settings may be in a file
+    together = [asked.config.finetune.workers, asked.deepspeed] if asked.deepspeed is not None else None
+    return fingerprint("finetune", CODE, asked.base.revision, tuned, asked.data.digest, together)
 
 
 def describe_plan(found: Mapping[str, Any]) -> str:
@@ -300,7 +335,7 @@ def describe(found: Mapping[str, Any]) -> str:
     """Return what became of a training, for people."""
     lines = [f"{found['model']}: {' then '.join(found['steps'])}, {found['training_steps']:,} steps, {found['seconds']:.0f} s"]
     for name, curve in zip(found["steps"], found["losses"], strict=True):
-        lines.append(f"loss ({name}): {curve[0][1]:.4f} -> {curve[-1][1]:.4f}")
+        lines.append(f"loss ({name}): {_shown(curve[0][1])} -> {_shown(curve[-1][1])}")
     before, after = found["measures"]["base"], found["measures"]["model"]
     for task, values in after.items():
         lines += [
@@ -311,3 +346,7 @@ def describe(found: Mapping[str, Any]) -> str:
     if found["store"] is not None and found["status"] != registry.REJECTED:
         lines.append(f"Next: topicscale run ... --store {found['store']} --set embedding.model={found['model']}")
     return "\n".join(lines)
+
+
+def _shown(value: float | None) -> str:
+    return "no number" if value is None or not math.isfinite(value) else f"{value:.4f}"

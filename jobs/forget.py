@@ -64,7 +64,7 @@ def forget(ids_file: str | Path, store: str | Path, *, ui: Ui | None = None) -> 
     target = Store(store)  # not pinned: it reads what was just written
     asked = _read_ids(Path(ids_file))
     run_id = new_run_id()
-    with target.lock(run_id, forgetting=True):
+    with target.lock(run_id, forgetting=True), target.without_trainings(run_id):
         ingest.check_batches(target)
         pending = target.path / PENDING
         ids = sorted({*asked, *(json.loads(pending.read_text()) if pending.exists() else [])})

@@ -147,11 +147,14 @@ def corpus(store: str, *, labels: str | None = None) -> Corpus:
     snapshot = source.pin()
     source.check_documents()
     check_labels(source, labels)
-    ids = source.read("documents", ["doc_id"])["doc_id"].to_pylist()
-    rows = chosen(ids)
-    wanted = {ids[row]: place for place, row in enumerate(rows)}
-    texts: list[str] = [""] * len(rows)
-    known: list[Any] = [None] * len(rows)
+    total, ids = 0, list[str]()
+    for batch in source.read_batches("documents", ["doc_id"]):
+        total += batch.num_rows
+        ids += batch.column(0).to_pylist()
+        ids = [ids[row] for row in chosen(ids)]  # the least of the least are those of all: memory is that of a batch
+    wanted = {doc_id: place for place, doc_id in enumerate(ids)}
+    texts: list[str] = [""] * len(ids)
+    known: list[Any] = [None] * len(ids)
     for batch in source.read_batches("documents", ["doc_id", "text"] if labels is None else ["doc_id", "text", labels]):
         columns = [batch.column(i).to_pylist() for i in range(batch.num_columns)]
         for doc_id, text, *label in zip(*columns, strict=True):
@@ -160,7 +163,7 @@ def corpus(store: str, *, labels: str | None = None) -> Corpus:
                 known[wanted[doc_id]] = label[0] if label else None
     if labels is not None and all(label is None or label != label for label in known):
         raise RequestError(f"--labels must be a column that holds labels. {labels!r} holds none.")
-    return Corpus(tuple(texts), len(ids), Config.from_dict(snapshot.configuration), tuple(known) if labels is not None else None)
+    return Corpus(tuple(texts), total, Config.from_dict(snapshot.configuration), tuple(known) if labels is not None else None)
 
 
 def _configuration(store: str) -> Config:

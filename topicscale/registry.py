@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def trained(store: Store) -> list[Trained]:
     rows = store.read("models").sort_by("at").to_pylist()
     parsed = ("steps", "measures", "configuration", "data")
     return [
-        Trained(**{**row, **{key: json.loads(row[key]) for key in parsed}}, path=_folder(store, row["revision"], row["name"]))
+        Trained(**{**row, **{key: json.loads(row[key]) for key in parsed}}, path=folder(store, row["revision"], row["name"]))
         for row in rows
     ]
 
@@ -87,7 +87,7 @@ def located(config: Config, store: Store) -> Config:
     A folder names one revision: a store that was embedded with it goes on with it, whatever is published under the name later.
     """
     name = config.embedding.model
-    if not _NAME.fullmatch(name) or Path(name).is_dir():
+    if not _NAME.fullmatch(name):
         return config
     found = find(store, name)
     if found is None:
@@ -101,28 +101,25 @@ def located(config: Config, store: Store) -> Config:
     return dataclasses.replace(config, embedding=dataclasses.replace(config.embedding, model=str(found.path)))
 
 
-def add(store: Store, model: Trained, folder: Path) -> None:
-    """Move a folder of weights into the store and note the model. Idempotent: the same revision and status are noted once.
+def add(store: Store, model: Trained, weights: Path) -> None:
+    """Copy a folder of weights into the store and note the model. Idempotent: what a name's newest row says already is not said again.
 
     The row is committed last, so that it never names weights that are not there.
     """
     target = model.path
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(folder, temporary := target.with_name(f".{target.name}.part"), dirs_exist_ok=True)
+        shutil.copytree(weights, temporary := target.with_name(f".{target.name}.part"), dirs_exist_ok=True)
         temporary.rename(target)
     store.create_table("models")
-    if any((held.name, held.revision, held.status) == (model.name, model.revision, model.status) for held in trained(store)):
+    newest = next((held for held in reversed(trained(store)) if held.name == model.name), None)
+    if newest is not None and (newest.revision, newest.status, newest.measures) == (model.revision, model.status, model.measures):
         return
     row = {field: getattr(model, field) for field in TABLES["models"].schema.names}
     row |= {key: json.dumps(row[key]) for key in ("steps", "measures", "configuration", "data")}
     store.append("models", pa.Table.from_pylist([row], schema=TABLES["models"].schema))
 
 
-def new(store: Store, **fields: Any) -> Trained:
-    """Return a model that is noted from now on, with the folder its weights go to."""
-    return Trained(**fields, at=datetime.now(UTC), path=_folder(store, fields["revision"], fields["name"]))
-
-
-def _folder(store: Store, revision: str, name: str) -> Path:
+def folder(store: Store, revision: str, name: str) -> Path:
+    """Return where the weights of a revision are."""
     return store.path / WEIGHTS / revision / name

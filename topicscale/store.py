@@ -446,8 +446,23 @@ class Store:
         for name in TABLES:
             if self.has(name):
                 self.table(name).vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False, full=True)
-        for folder in ("_work", TRAINING):
-            shutil.rmtree(self.path / folder, ignore_errors=True)
+        shutil.rmtree(self.path / "_work", ignore_errors=True)
+        for folder in (self.path / TRAINING).glob("*/"):  # lock files stay: their holders would hold nothing
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def without_trainings(self, run_id: str) -> Iterator[None]:
+        """Hold every training's lock while the block runs: a training has texts of its own, and would write them again.
+
+        Raises
+        ------
+        StoreLocked
+            One is under way.
+        """
+        with contextlib.ExitStack() as held:
+            for lock in sorted((self.path / TRAINING).glob("*.lock")):
+                held.enter_context(exclusive(lock, run_id, f"The training of {lock.stem!r}, which holds texts of this store,"))
+            yield
 
     def pin(self, generation: int | None = None) -> Snapshot:
         """Make this object read one generation (None: the newest) and return it.

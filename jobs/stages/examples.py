@@ -137,7 +137,7 @@ def collect(
         for part, (table, _) in zip(step.parts, row, strict=True):
             if table.num_rows < 2:
                 raise InputError(f"The recipe {part.recipe.name} needs at least 2 rows to train on. Got {table.num_rows} instead.")
-    digest = fingerprint([[_digest(table) for table, _ in row] for row in found])
+    digest = fingerprint([[digest_of(table) for table, _ in row] for row in found])
     return Data(found, list(reversed(held.values())), dropped, source, digest)
 
 
@@ -210,11 +210,10 @@ def train_step(
     label = f"step {number + 1} ({step.name})"
     parts, rows = _examples(step, number, config, data, base=base, work=work, tutors=tutors, ui=ui)
     tuned = config.finetune
-    fresh = step.passes if any(part.recipe.fresh for part in step.parts) else 1
     training = Training(
         base=base,
         parts=tuple(parts),
-        epochs=step.epochs / fresh,
+        epochs=step.epochs / step.passes,
         batch_size=step.batch_size,
         learning_rate=step.learning_rate,
         warmup=step.warmup,
@@ -238,7 +237,9 @@ def train_step(
     training = dataclasses.replace(training, checkpoint_steps=plans.checkpoint_steps(tuned, total))
     if not (work / "model").is_dir():
         gpus = tutors.gpus()
-        workers = (tuned.workers or max(1, int(gpus))) if step.parallel else 1
+        # each worker has the same share of a batch
+        most = max(n for n in range(1, max(1, int(gpus)) + 1) if step.batch_size % n == 0)
+        workers = (tuned.workers or most) if step.parallel else 1
         training = dataclasses.replace(training, precision=_precision(tuned.precision, gpu=gpus > 0))
         began = time.monotonic()
         with ui.stage(label, total, unit="steps") as bar:
@@ -279,6 +280,8 @@ def _examples(
             began = time.monotonic()
             seeds = [config.finetune.seed + 1_000_003 * k for k in range(step.passes if part.recipe.fresh else 1)]
             made = [part.recipe.examples(table, kind, part.options, base=base, seed=seed, tools=tutors) for seed in seeds]
+            if not part.recipe.fresh:
+                made *= step.passes  # beside a recipe whose passes are laid out one after the other
             whole = pa.concat_tables(made)
             if whole.num_rows < 2:
                 raise InputError(
@@ -296,7 +299,8 @@ def _examples(
     return parts, rows
 
 
-def _digest(table: pa.Table) -> str:
+def digest_of(table: pa.Table) -> str:
+    """Return a digest of a table's columns and values, in their order."""
     digest = hashlib.sha256()
     for name in table.column_names:
         digest.update(name.encode() + b"\0")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from jobs.judge import corpus
-from jobs.stages.examples import Data
+from jobs.stages.examples import Data, digest_of
 from jobs.stages.tutors import Tutors
 from topicscale.config import Config, fingerprint
-from topicscale.errors import RequestError
+from topicscale.errors import PoisonedInput, RequestError
 from topicscale.finetune.recipe import NLI, Kind
 from topicscale.judge.clustering import clustering
 from topicscale.judge.rank import Verdict, better, which
@@ -33,16 +36,13 @@ class Judges:
     ready: list[Ready]
     measure: str
     """What decides."""
+    digest: str
+    """Of what they judge with."""
 
     @property
     def names(self) -> list[str]:
         """The tasks."""
         return [f"{task.name} ({task.rows:,} rows)" for task in self.ready]
-
-    @property
-    def digest(self) -> str:
-        """What tells these judges from others in a fingerprint."""
-        return fingerprint([[task.name, task.rows] for task in self.ready])
 
 
 def collect(config: Config, data: Data, *, store: Store | None) -> Judges:
@@ -56,11 +56,12 @@ def collect(config: Config, data: Data, *, store: Store | None) -> Judges:
         There is nothing to judge by, or the measure is none that the judges have.
     """
     tuned = config.finetune
-    own = _corpus(store)
-    if tuned.judges:
-        ready = load([parse(text) for text in tuned.judges], corpus=own, config=None if own is not None else config)
+    tasks = [parse(text) for text in tuned.judges]
+    own = _corpus(store) if not tasks or any(not task.paths for task in tasks) else None
+    if tasks:
+        ready = load(tasks, corpus=own, config=None if own is not None else config)
     else:
-        ready = [task for table, kind in data.held if (task := _held(table, kind)) is not None]
+        ready = _all_held(data)
         if own is not None:
             ready += load([parse("topics")], corpus=own)
     if not ready:
@@ -70,22 +71,36 @@ def collect(config: Config, data: Data, *, store: Store | None) -> Judges:
         )
     measure = tuned.measure or ready[0].chief
     which({task.name: dict.fromkeys(MEASURES[task.kind], 0.0) for task in ready}, measure)
-    return Judges(ready, measure)
+    files = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for task in tasks for path in task.paths]
+    texts = "" if own is None else hashlib.sha256("\0".join(own.texts).encode("utf-8", "replace")).hexdigest()
+    return Judges(ready, measure, fingerprint(list(tuned.judges), files, texts, data.digest, tuned.held_out, tuned.seed))
 
 
-def measure(judges: Judges, models: Mapping[str, str], tutors: Tutors) -> dict[str, dict[str, dict[str, float]]]:
-    """Return what every model is measured at, by its key and the task."""
-    return {key: {task.name: task.run(_encode(tutors, model)) for task in judges.ready} for key, model in models.items()}
+def measure(judges: Judges, models: Mapping[str, str], tutors: Tutors) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Return what every model is measured at, by its key and the task; None where its vectors are not finite (training diverged)."""
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    for key, model in models.items():
+        try:
+            found[key] = {task.name: dict(task.run(_encode(tutors, model))) for task in judges.ready}
+        except PoisonedInput:
+            found[key] = {task.name: dict.fromkeys(MEASURES[task.kind]) for task in judges.ready}
+    return found
 
 
 def verdict(judges: Judges, measures: Mapping[str, Any], *, margin: float) -> Verdict:
     """Return whether the model is better than its base by the measure that decides."""
-    return better(measures["base"], measures["model"], judges.measure, margin)
+    before, after = measures["base"], measures["model"]
+    if any(value is None for values in after.values() for value in values.values()):
+        return Verdict(False, "Its vectors are not finite: training diverged. Use a lower learning rate.")
+    return better(before, after, judges.measure, margin)
 
 
 def _encode(tutors: Tutors, model: str) -> Encode:
     def encode(texts: Sequence[str]) -> Any:
-        return tutors.embed(model, texts)
+        vectors = tutors.embed(model, texts)
+        if not np.isfinite(vectors).all():
+            raise PoisonedInput("The model gives vectors that are not finite.")
+        return vectors
 
     return encode
 
@@ -94,6 +109,20 @@ def _corpus(store: Store | None) -> Any:
     if store is None or not store.has("documents") or not store.snapshots():
         return None
     return corpus(store.uri)
+
+
+def _all_held(data: Data) -> list[Ready]:
+    """Return a judge for each table that was held out; the same rows, read for two steps, judge once."""
+    found: list[Ready] = []
+    seen: set[str] = set()
+    for table, kind in data.held:
+        content = digest_of(table)
+        task = _held(table, kind) if content not in seen else None
+        seen.add(content)
+        if task is not None:
+            alike = sum(other.kind == task.kind for other in found)
+            found.append(replace(task, name=f"{task.name}-{alike + 1}") if alike else task)
+    return found
 
 
 def _held(table: pa.Table, kind: Kind) -> Ready | None:

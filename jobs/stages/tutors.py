@@ -93,7 +93,8 @@ class Tutors:
             answers = {name: json.loads(file.read_text()) for name in names if (file := folder / f"{name}.json").exists()}
         pending = {name: one for name, one in zip(names, asked, strict=True) if name not in answers}
         if pending:
-            pool = self._started()
+            self.engines.release()
+            pool = self._started(runtime.held(self.config.ray))
             sizes = dict(zip(names, map(len, chunks), strict=True))
             units = (Unit(name, {"work": str(self.work), "tool": tool, "arguments": one}) for name, one in pending.items())
             with self.ui.stage(tool, sum(sizes[name] for name in pending), unit="texts") as bar:
@@ -125,13 +126,12 @@ class Tutors:
                 train_together(training, work, layout=layout, attempts=self.config.ray.attempts)
         return layout
 
-    def _started(self, layout: Layout | None = None) -> Pool:
-        if self._pool is not None and layout is not None and self._pool.layout != layout:
+    def _started(self, layout: Layout) -> Pool:
+        if self._pool is not None and self._pool.layout != layout:
             self.close()
         if self._pool is None:
-            self.engines.release()
             ray = self.config.ray
-            self._pool = Pool(layout or runtime.held(ray), attempts=ray.attempts, timeout=ray.timeout, worker=Tutor)
+            self._pool = Pool(layout, attempts=ray.attempts, timeout=ray.timeout, worker=Tutor)
         return self._pool
 
 

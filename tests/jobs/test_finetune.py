@@ -146,8 +146,10 @@ def test_a_model_that_is_worse_is_kept_and_rejected(store, source, scored, capsy
     with pytest.raises(RequestError, match="was rejected"):
         run(job(source, "embedding.model=broken"), str(store), ui=QUIET)
 
+    before = (store / TRAINING).stat().st_mtime_ns
     assert main([*asked, "--force"]) == 0
-    assert registry.trained(Store(store))[-1].status == "forced"
+    assert (store / TRAINING).stat().st_mtime_ns == before  # it is there: nothing is trained again
+    assert [model.status for model in registry.trained(Store(store))] == ["rejected", "forced"]
     assert registry.find(Store(store), "broken") is not None
     assert main(["models", "--store", str(store)]) == 0
     assert "forced" in capsys.readouterr().out
@@ -258,6 +260,20 @@ def test_killed_in_training_it_ends_as_if_it_had_not_been(victim, store, scored,
     assert np.allclose([loss for _, loss in found[0]], [loss for _, loss in undisturbed[0]], atol=1e-5)
 
 
+def test_a_training_that_diverges_is_rejected_and_no_perfect_score(store, tmp_path) -> None:
+    pairs = tmp_path / "pairs.csv"
+    with pairs.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["anchor", "positive"])
+        texts = [text for _, text, _ in corpus.rows()]
+        writer.writerows(zip(texts[:100], texts[100:], strict=True))
+    asked = settings(["mnr"], max_steps=6, learning_rate=1e30, warmup=0.0, held_out=0.3)
+    found = finetune(asked, "diverged", store=store, input=[str(pairs)], ui=QUIET)
+    assert found["status"] == "rejected"
+    assert "diverged" in found["verdict"]
+    json.dumps(found, allow_nan=False)
+
+
 def test_forgetting_removes_trainings_that_hold_texts(store, tmp_path) -> None:
     half_done = store / TRAINING / "model.0123456789ab"
     half_done.mkdir(parents=True)
@@ -266,6 +282,15 @@ def test_forgetting_removes_trainings_that_hold_texts(store, tmp_path) -> None:
     ids.write_text(Store(store).read("documents", ["doc_id"])["doc_id"][0].as_py())
     forget(ids, store, ui=QUIET)
     assert not half_done.exists()
+
+
+def test_documents_are_not_forgotten_while_a_training_holds_them(store, tmp_path) -> None:
+    ids = tmp_path / "ids.txt"
+    ids.write_text(Store(store).read("documents", ["doc_id"])["doc_id"][0].as_py())
+    (store / TRAINING).mkdir()
+    with exclusive(store / TRAINING / "busy.lock", "other", "x"), pytest.raises(StoreLocked, match="training of 'busy'.*run other"):
+        forget(ids, store, ui=QUIET)
+    assert Store(store).pin().summary["documents"] == 200
 
 
 def test_one_name_is_trained_by_one_job_at_a_time(store, scored) -> None:
@@ -291,6 +316,12 @@ def test_one_name_is_trained_by_one_job_at_a_time(store, scored) -> None:
         (["cosine"], {"judges": ["sts=missing.csv"]}, RequestError, "missing.csv"),
         (["cosine"], {"measure": "topics.npmi"}, RequestError, "measure"),
         (["cosine"], {"held_out": 0.0}, RequestError, "nothing to judge"),
+        (["cosine"], {"workers": 3}, ConfigError, "multiple of the 3 workers"),
+        (["cosine"], {"precision": "float16"}, RequestError, "needs a GPU"),
+        (["cosine"], {"similarity": "dot"}, ConfigError, "cosent"),
+        (["simcse"], {"dropout": 0.0}, ModelError, "needs dropout"),
+        (["gpl"], {}, ConfigError, "cross_encoder"),
+        ([{"recipe": "gpl", "cross_encoder_data": {"input": "none.csv"}}], {}, InputError, "none.csv"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_starts(steps, changes, error, message, scored, tmp_path) -> None:

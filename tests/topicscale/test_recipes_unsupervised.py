@@ -114,7 +114,7 @@ def test_tsdae_trains(tmp_path: Path):
 
 def test_tsdae_refuses_low_rank_additions():
     with pytest.raises(ConfigError, match=r"finetune\.lora must be left out"):
-        recipe("tsdae").check_settings(bases.inspect("all-MiniLM-L6-v2"), FinetuneConfig(lora={"r": 4}))
+        recipe("tsdae").check_settings(bases.inspect("all-MiniLM-L6-v2"), FinetuneConfig(lora={"r": 4}), {})
 
 
 # SimCSE
@@ -128,11 +128,11 @@ def test_simcse_pairs_each_different_text_with_itself():
 def test_simcse_needs_dropout(llama: bases.Base):
     one = recipe("simcse")
     minilm = bases.inspect("all-MiniLM-L6-v2")
-    one.check_settings(minilm, FinetuneConfig())
-    one.check_settings(llama, FinetuneConfig(dropout=0.1))
+    one.check_settings(minilm, FinetuneConfig(), {})
+    one.check_settings(llama, FinetuneConfig(dropout=0.1), {})
     for base, settings in ((minilm, FinetuneConfig(dropout=0.0)), (llama, FinetuneConfig())):
         with pytest.raises(ModelError, match=r"Set finetune\.dropout=0\.1"):
-            one.check_settings(base, settings)
+            one.check_settings(base, settings, {})
     with pytest.raises(ModelError, match=r"Set finetune\.dropout=0\.1"):
         loss_of("simcse", bases.build(bases.inspect("all-MiniLM-L6-v2"), layers=1, dropout=0.0))
     assert dropout({"model_type": "llama"}) == {"attention_dropout": 0.0}

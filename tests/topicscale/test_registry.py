@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,10 @@ def store(tmp_path) -> Store:
 
 
 def note(store: Store, name: str, status: str, *, revision: str = "") -> registry.Trained:
-    model = registry.new(
-        store,
+    revision = revision or resolve(str(MINILM)).revision
+    model = registry.Trained(
         name=name,
-        revision=revision or resolve(str(MINILM)).revision,
+        revision=revision,
         status=status,
         base="all-MiniLM-L6-v2",
         base_revision="0",
@@ -34,6 +35,8 @@ def note(store: Store, name: str, status: str, *, revision: str = "") -> registr
         data={},
         steps_done=3,
         seconds=1.0,
+        at=datetime.now(UTC),
+        path=registry.folder(store, revision, name),
     )
     registry.add(store, model, MINILM)
     return model
@@ -80,6 +83,9 @@ def test_noting_a_model_twice_notes_it_once(store) -> None:
     assert len(registry.trained(store)) == 1
     note(store, "mine", registry.FORCED)
     assert len(registry.trained(store)) == 2
+    first = note(store, "mine", registry.PUBLISHED)  # once more what it was: it counts again
+    assert len(registry.trained(store)) == 3
+    assert registry.find(store, "mine").path == first.path
 
 
 def test_a_store_that_was_moved_has_its_model_where_it_is_now(store, tmp_path) -> None:

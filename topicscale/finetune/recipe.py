@@ -108,7 +108,7 @@ class Recipe(ABC):
     def check(self, base: Any, options: Mapping[str, Any]) -> None:  # noqa: B027 (most bases fit most recipes)
         """Raise ModelError or ConfigError where the base (:class:`topicscale.finetune.base.Base`) or an option does not fit."""
 
-    def check_settings(self, base: Any, settings: FinetuneConfig) -> None:  # noqa: B027
+    def check_settings(self, base: Any, settings: FinetuneConfig, options: Mapping[str, Any]) -> None:  # noqa: B027
         """Raise ModelError or ConfigError where a setting of the whole training does not fit."""
 
     @abstractmethod

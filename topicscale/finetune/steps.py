@@ -121,10 +121,12 @@ def check(steps: Sequence[Step], config: Config, base: Any) -> None:
     """
     tuned = config.finetune
     for step in steps:
+        if step.batch_size % (tuned.workers or 1):
+            raise ConfigError(f"finetune.batch_size must be a multiple of the {tuned.workers} workers. Got {step.batch_size} instead.")
         for part in step.parts:
             name = part.recipe.name
             part.recipe.check(base, part.options)
-            part.recipe.check_settings(base, tuned)
+            part.recipe.check_settings(base, tuned, part.options)
             if (tuned.workers or 1) > 1 and not part.recipe.parallel:
                 raise ConfigError(
                     f"finetune.workers must be 1 for the recipe {name}, which several processes cannot train together (its loss holds a "

@@ -185,7 +185,8 @@ def train(
             report=report,
         )
         set_seed(training.seed + rank)  # other dropout in every process
-        there = complete(checkpoints)
+        # at the last step's checkpoint the trainer would take one step more before it looks how far it is
+        there = [folder for folder in complete(checkpoints) if int(folder.name.rpartition("-")[2]) < steps]
         trainer.train(resume_from_checkpoint=str(there[-1]) if there else None)
         if rank == 0:
             _write(trainer, model, work)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from topicscale.errors import PoisonedInput
 from topicscale.represent.view import Encode
 
 DEPTH = 10
@@ -47,6 +48,8 @@ def retrieval(encode: Encode, anchors: Sequence[str], positives: Sequence[str]) 
     pairs = np.unique([(asked[a], searched[p]) for a, p in zip(anchors, positives, strict=True)], axis=0)
     starts = np.searchsorted(pairs[:, 0], np.arange(len(asked) + 1))
     vectors = encode([*asked, *searched])
+    if not np.isfinite(vectors).all():  # no comparison with it is true, which would rank everything first
+        raise PoisonedInput("The model gives vectors that are not finite: its training diverged. Use a lower learning rate.")
     queries, corpus = vectors[: len(asked)], vectors[len(asked) :]
     ranks = np.empty(len(asked), np.int64)
     for start in range(0, len(asked), _BLOCK):

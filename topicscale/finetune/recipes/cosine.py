@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from topicscale.config import FinetuneConfig
 from topicscale.errors import ConfigError
 from topicscale.finetune.recipe import Defaults, Kind, Recipe, Tools
 
@@ -36,6 +37,11 @@ class Cosine(Recipe):
         """Raise ConfigError where ``loss`` is no loss."""
         if options["loss"] not in ("cosine", "cosent"):
             raise ConfigError(f"The option loss of the recipe cosine must be cosine or cosent. Got {options['loss']!r} instead.")
+
+    def check_settings(self, base: Any, settings: FinetuneConfig, options: Mapping[str, Any]) -> None:
+        """Raise ConfigError for cosine's loss with dot product."""
+        if options["loss"] == "cosine" and settings.similarity == "dot":
+            raise ConfigError("The recipe cosine with loss cosine needs finetune.similarity=cosine. Use loss: cosent with dot.")
 
     def examples(self, data: pa.Table, kind: Kind, options: Mapping[str, Any], *, base: str, seed: int, tools: Tools) -> pa.Table:
         """Return the pairs as they are; the score is the label."""

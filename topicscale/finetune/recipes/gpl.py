@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
+from topicscale.config import FinetuneConfig
 from topicscale.errors import ConfigError, InputError
 from topicscale.finetune.mining import top
 from topicscale.finetune.recipe import Defaults, Kind, Recipe, Tools
@@ -115,6 +116,15 @@ class Gpl(Recipe):
         for retriever in options["retrievers"] or ():
             resolve(retriever)
 
+    def check_settings(self, base: Any, settings: FinetuneConfig, options: Mapping[str, Any]) -> None:
+        """Raise ConfigError for dot product without a scale, InputError where ``cross_encoder_data`` cannot be read."""
+        if settings.similarity == "dot" and options["scale"] is None:
+            raise ConfigError(
+                "The recipe gpl needs scale with finetune.similarity=dot: 1 takes the margins as they come, as the paper does."
+            )
+        if options["cross_encoder_data"] is not None:
+            _scored(options["cross_encoder_data"])
+
     def examples(self, data: pa.Table, kind: Kind, options: Mapping[str, Any], *, base: str, seed: int, tools: Tools) -> pa.Table:
         """Return query, positive, negative and ``label``: the margin, float64.
 
@@ -179,12 +189,17 @@ def _chosen(texts: list[str], most: int | None, seed: int) -> list[str]:
 
 
 def _trained(options: Mapping[str, Any], *, base: str, seed: int, tools: Tools) -> str:
+    table = _scored(options["cross_encoder_data"])
+    return tools.cross_encoder(cross_encoder_base(base, options), table, {"seed": seed, **options["cross_encoder_options"]})
+
+
+def _scored(given: Mapping[str, Any]) -> pa.Table:
     from topicscale.finetune.data import read
 
-    given = options["cross_encoder_data"]
     paths = [given["input"]] if isinstance(given["input"], str) else list(given["input"])
-    loaded = read(paths, given.get("columns") or {}, reader=given.get("reader"), score_range=given.get("score_range"), kinds=("scored",))
-    return tools.cross_encoder(cross_encoder_base(base, options), loaded.table, {"seed": seed, **options["cross_encoder_options"]})
+    return read(
+        paths, given.get("columns") or {}, reader=given.get("reader"), score_range=given.get("score_range"), kinds=("scored",)
+    ).table
 
 
 def _triples(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from topicscale.config import FinetuneConfig
 from topicscale.errors import ConfigError, InputError
 from topicscale.finetune import in_batch
 from topicscale.finetune.in_batch import check_number
@@ -51,6 +52,13 @@ class SetFit(Recipe):
         in_batch.check_scale(self.name, options)
         if options["iterations"] is not None and options["pairs_per_class"] is not None:
             raise ConfigError("The recipe setfit takes one of the options iterations and pairs_per_class. Got both instead.")
+
+    def check_settings(self, base: Any, settings: FinetuneConfig, options: Mapping[str, Any]) -> None:
+        """Raise ConfigError for cosine's loss with dot product."""
+        if options["loss"] == "cosine" and settings.similarity == "dot":
+            raise ConfigError(
+                "finetune.similarity must be cosine with the recipe setfit and loss: cosine. Got 'dot' instead. Set loss: mnr."
+            )
 
     def examples(self, data: pa.Table, kind: Kind, options: Mapping[str, Any], *, base: str, seed: int, tools: Tools) -> pa.Table:
         """Return (anchor, positive, label), label 1.0 or 0.0 (float32); for mnr, label is the class's place in order (int64).

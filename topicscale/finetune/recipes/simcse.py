@@ -37,7 +37,7 @@ class SimCse(Recipe):
         """Raise ConfigError where ``scale`` is not positive."""
         in_batch.check_scale(self.name, options)
 
-    def check_settings(self, base: Any, settings: FinetuneConfig) -> None:
+    def check_settings(self, base: Any, settings: FinetuneConfig, options: Mapping[str, Any]) -> None:
         """Raise ModelError where neither the base nor ``finetune.dropout`` has any dropout."""
         parts = modules(base.path)
         folder = base.path / str(parts[0].get("path", "")) if parts else base.path

@@ -48,7 +48,7 @@ class Tsdae(Recipe):
                 f"camembert, electra or gpt2. Got {base.model_type!r} instead. Use simcse, crop or mlm for it."
             )
 
-    def check_settings(self, base: Any, settings: FinetuneConfig) -> None:
+    def check_settings(self, base: Any, settings: FinetuneConfig, options: Mapping[str, Any]) -> None:
         """Raise ConfigError with LoRA: its weights have other names than the decoder's, and cannot be tied."""
         if settings.lora:
             raise ConfigError("finetune.lora must be left out for the recipe tsdae: its decoder shares the encoder's weights.")
