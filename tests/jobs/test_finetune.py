@@ -288,7 +288,7 @@ def test_documents_are_not_forgotten_while_a_training_holds_them(store, tmp_path
     ids = tmp_path / "ids.txt"
     ids.write_text(Store(store).read("documents", ["doc_id"])["doc_id"][0].as_py())
     (store / TRAINING).mkdir()
-    with exclusive(store / TRAINING / "busy.lock", "other", "x"), pytest.raises(StoreLocked, match="training of 'busy'.*run other"):
+    with exclusive(store / TRAINING / "busy.lock", "other", "x"), pytest.raises(StoreLocked, match=r"training of 'busy'.*run other"):
         forget(ids, store, ui=QUIET)
     assert Store(store).pin().summary["documents"] == 200
 
