@@ -100,6 +100,9 @@ def finetune(
         try:
             done = _train(asked, work, tutors, ui)
             measures = _judged(asked, work, done, tutors, ui)
+        except KeyboardInterrupt:
+            ui.log("warning", "Interrupted. What is finished is kept: run the same command again to go on.")
+            raise
         finally:
             tutors.close()
             engines.close()
@@ -187,7 +190,9 @@ def _forced(asked: Request) -> dict[str, Any] | None:
     assert asked.store is not None
     row = dataclasses.replace(held[-1], status=registry.FORCED, at=datetime.now(UTC))
     registry.add(asked.store, row, row.path)
-    return _told(asked, row, json.loads((row.path.parent / "losses.json").read_text())) | {"store": asked.store.uri, "path": str(row.path)}
+    found = _told(asked, row, json.loads((row.path.parent / "losses.json").read_text()))
+    _describe_itself(row.path, found)
+    return found | {"store": asked.store.uri, "path": str(row.path)}
 
 
 def _train(asked: Request, work: Path, tutors: Tutors, ui: Ui) -> dict[str, Any]:
