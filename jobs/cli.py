@@ -445,7 +445,7 @@ def _parser() -> argparse.ArgumentParser:
     finetune.add_argument("--recipe", metavar="NAME", help="what is trained (see below); or finetune.steps in the configuration")
     finetune.add_argument("--store", metavar="URI", help="a store: its documents are trained on, and the model is published to it")
     finetune.add_argument("--input", nargs="+", metavar="PATH", help="labelled texts: csv, tsv, json lines, parquet or a Delta table")
-    finetune.add_argument("--columns", metavar="NAME=C,...", help="the columns of --input by the names above (default: those names)")
+    finetune.add_argument("--columns", metavar="NAME=C,...", help="the columns of --input, by the names below (default: those names)")
     finetune.add_argument(
         "--base", metavar="MODEL", help="packaged name, folder, hub id, or a model of the store (default: all-MiniLM-L6-v2)"
     )
@@ -458,7 +458,7 @@ def _parser() -> argparse.ArgumentParser:
     finetune.add_argument("--force", action="store_true", help="publish the model although it is worse than its base; that is noted")
     finetune.add_argument("--config", metavar="FILE", help=f"YAML file, or the name of a preset: {', '.join(presets())}")
     finetune.add_argument(
-        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="finetune.*, input.options or ray.*, as YAML; may be repeated"
+        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="finetune.*, input.format, input.options or ray.*, as YAML"
     )
     finetune.add_argument("--dry-run", action="store_true", help="check everything and print the plan, start nothing")
     finetune.add_argument("--quiet", action="store_true", help="warnings and errors only")

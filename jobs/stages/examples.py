@@ -81,7 +81,7 @@ def collect(
         A part has no data of a kind that it can train on.
     """
     tuned = config.finetune
-    reader = config.input.options
+    reader = {**config.input.options, **({} if config.input.format == "auto" else {"format": config.input.format})}
     by_labels = {part.input or tuple(input) for step in steps for part in step.parts if "texts" not in part.recipe.kinds}
     loaded: dict[str, reading.Loaded] = {}
     dropped: dict[str, int] = {}

@@ -180,3 +180,13 @@ def test_known_corpora():
     counts = {row["values"]: row["counts"] for row in sick.table["label"].value_counts().to_pylist()}
     assert counts == {"neutral": 2536, "entailment": 1299, "contradiction": 665}
     assert read([str(SHARED / "banking77_train.csv")], {}).table.num_rows == 10_003
+
+
+def test_a_format_that_the_name_does_not_tell_can_be_named(tmp_path):
+    file = tmp_path / "pairs.dat"
+    file.write_text("anchor,positive\na,b\nc,d\n")
+    with pytest.raises(InputError, match="cannot be told from its name"):
+        read([str(file)], {})
+    assert read([str(file)], {}, reader={"format": "csv"}).table.num_rows == 2
+    with pytest.raises(ConfigError, match=r"input\.format must be one of"):
+        read([str(file)], {}, reader={"format": "xml"})

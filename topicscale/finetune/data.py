@@ -13,7 +13,7 @@ from typing import Any, get_args
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from topicscale.config import InputConfig
+from topicscale.config import Config, InputConfig
 from topicscale.errors import ConfigError, InputError
 from topicscale.finetune.recipe import COLUMNS, NLI, Kind
 from topicscale.finetune.rows import batches
@@ -76,7 +76,7 @@ def read(
         Our names -> the input's; a file without a header has the columns ``_c0``, ``_c1`` ... Those that are not named are looked up
         (:data:`ALIASES`).
     reader : mapping, optional
-        As ``input.options``: header, sep, quote, escape, encoding ...
+        As ``input.options``: header, sep, quote, escape, encoding ...; and ``format``, as ``input.format``.
     score_range : (float, float), optional
         The input's lowest and highest score, mapped to 0 and 1.
     kinds : sequence of str, optional
@@ -93,7 +93,9 @@ def read(
         raise ConfigError(f"columns must map {', '.join(ALIASES)}. Got {unknown[0]!r} instead.")
     if score_range is not None and not (len(score_range) == 2 and score_range[0] < score_range[1]):
         raise ConfigError(f"score_range must be two numbers, the lower one first. Got {list(score_range)} instead.")
-    plan = inspect(InputConfig(paths=tuple(paths), text_column=(), options=dict(reader or {})))
+    options = dict(reader or {})
+    named = Config.from_dict({"input": {"format": options.pop("format", "auto")}}).input.format
+    plan = inspect(InputConfig(paths=tuple(paths), format=named, text_column=(), options=options))
     if not plan.columns:
         raise InputError(f"Labelled input must be on this machine. Got {plan.paths[0]!r} instead: download it first.")
     kind, chosen = _choose(plan, columns, kinds)
