@@ -343,9 +343,9 @@ def describe(found: Mapping[str, Any]) -> str:
         lines.append(f"loss ({name}): {_shown(curve[0][1])} -> {_shown(curve[-1][1])}")
     before, after = found["measures"]["base"], found["measures"]["model"]
     for task, values in after.items():
-        lines += [
-            f"{task + '.' + key:<28} {before[task][key]:>9.4f} -> {values[key]:>9.4f}" for key in MEASURES[kind(task)] if key in values
-        ]
+        for key in MEASURES[kind(task)]:
+            if key in values:
+                lines.append(f"{task + '.' + key:<28} {_shown(before[task].get(key)):>9} -> {_shown(values[key]):>9}")
     lines.append(f"{found['status']}: {found['verdict']}")
     lines.append(f"-> {found['path']}")
     if found["store"] is not None and found["status"] != registry.REJECTED:

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from jobs.cli import main
-from jobs.finetune import finetune
+from jobs.finetune import describe, finetune
 from jobs.forget import forget
 from jobs.progress import Ui
 from jobs.run import run
@@ -274,6 +274,7 @@ def test_a_training_that_diverges_is_rejected_and_no_perfect_score(store, tmp_pa
     assert found["status"] == "rejected"
     assert "diverged" in found["verdict"]
     json.dumps(found, allow_nan=False)
+    assert "-> no number" in describe(found)
 
 
 def test_forgetting_removes_trainings_that_hold_texts(store, tmp_path) -> None:
