@@ -252,13 +252,7 @@ def _publish(
     found = _told(asked, row, done["losses"])
     _describe_itself(model, found)
     if asked.store is None:
-        temporary = asked.folder.with_name(f".{asked.folder.name}.part")
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(model, temporary)
-        asked.folder.parent.mkdir(parents=True, exist_ok=True)
-        if asked.folder.is_dir():
-            asked.folder.rmdir()
-        temporary.rename(asked.folder)
+        registry.place(model, asked.folder)
         return found | {"store": None, "path": str(asked.folder)}
     row = dataclasses.replace(row, path=registry.folder(asked.store, row.revision, row.name))
     row.path.parent.mkdir(parents=True, exist_ok=True)

@@ -106,11 +106,8 @@ def add(store: Store, model: Trained, weights: Path) -> None:
 
     The row is committed last, so that it never names weights that are not there.
     """
-    target = model.path
-    if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(weights, temporary := target.with_name(f".{target.name}.part"), dirs_exist_ok=True)
-        temporary.rename(target)
+    if not model.path.is_dir():
+        place(weights, model.path)
     store.create_table("models")
     newest = next((held for held in reversed(trained(store)) if held.name == model.name), None)
     if newest is not None and (newest.revision, newest.status, newest.measures) == (model.revision, model.status, model.measures):
@@ -118,6 +115,15 @@ def add(store: Store, model: Trained, weights: Path) -> None:
     row = {field: getattr(model, field) for field in TABLES["models"].schema.names}
     row |= {key: json.dumps(row[key]) for key in ("steps", "measures", "configuration", "data")}
     store.append("models", pa.Table.from_pylist([row], schema=TABLES["models"].schema))
+
+
+def place(weights: Path, target: Path) -> None:
+    """Copy a folder to a place where nothing is, or an empty folder; it is there whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(weights, temporary)
+    temporary.replace(target)
 
 
 def folder(store: Store, revision: str, name: str) -> Path:

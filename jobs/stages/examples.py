@@ -210,47 +210,38 @@ def train_step(
     label = f"step {number + 1} ({step.name})"
     parts, rows = _examples(step, number, config, data, base=base, work=work, tutors=tutors, ui=ui)
     tuned = config.finetune
-    training = Training(
-        base=base,
-        parts=tuple(parts),
-        epochs=step.epochs / step.passes,
-        batch_size=step.batch_size,
-        learning_rate=step.learning_rate,
-        warmup=step.warmup,
-        weight_decay=step.weight_decay,
-        scheduler=step.scheduler,
-        max_steps=step.max_steps,
-        accumulate=tuned.accumulate,
-        precision="float32",
-        deepspeed=deepspeed,
-        checkpoint_steps=1,
-        seed=tuned.seed + number,
-        pooling=plans.pooling_of(step, bases.inspect(base)),
-        similarity=tuned.similarity,
-        layers=tuned.layers if number == 0 else None,
-        freeze=tuned.freeze,
-        dropout=tuned.dropout,
-        max_tokens=tuned.max_tokens,
-        lora=tuned.lora,
-    )
-    total = total_steps(training, rows)
-    training = dataclasses.replace(training, checkpoint_steps=plans.checkpoint_steps(tuned, total))
     if not (work / "model").is_dir():
         gpus = tutors.gpus()
         # each worker has the same share of a batch
         most = max(n for n in range(1, max(1, int(gpus)) + 1) if step.batch_size % n == 0)
         workers = (tuned.workers or most) if step.parallel else 1
-        training = dataclasses.replace(training, precision=_precision(tuned.precision, gpu=gpus > 0))
+        training = Training(
+            base=base,
+            parts=tuple(parts),
+            epochs=step.epochs / step.passes,
+            batch_size=step.batch_size,
+            learning_rate=step.learning_rate,
+            warmup=step.warmup,
+            weight_decay=step.weight_decay,
+            scheduler=step.scheduler,
+            max_steps=step.max_steps,
+            accumulate=tuned.accumulate,
+            precision=_precision(tuned.precision, gpu=gpus > 0),
+            deepspeed=deepspeed,
+            seed=tuned.seed + number,
+            pooling=plans.pooling_of(step, bases.inspect(base)),
+            similarity=tuned.similarity,
+            layers=tuned.layers if number == 0 else None,
+            freeze=tuned.freeze,
+            dropout=tuned.dropout,
+            max_tokens=tuned.max_tokens,
+            lora=tuned.lora,
+        )
+        total = total_steps(training, rows)
+        training = dataclasses.replace(training, checkpoint_steps=plans.checkpoint_steps(tuned, total))
         began = time.monotonic()
         with ui.stage(label, total, unit="steps") as bar:
-            done = 0
-
-            def show(at: int, of: int, loss: float | None) -> None:
-                nonlocal done
-                bar.advance(max(0, at - done))
-                done = max(done, at)
-
-            layout = tutors.train(training, work, workers=workers, progress=show)
+            layout = tutors.train(training, work, workers=workers, progress=lambda at, of, loss: bar.partial(at))
         said = json.loads((work / PROGRESS).read_text())
         ui.log(
             "stage",
