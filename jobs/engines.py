@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ray_actors import runtime
 from ray_actors.pool import Pool
 from ray_actors.runtime import Layout
+from ray_actors.worker import Worker
 from topicscale.config import Config
 
 if TYPE_CHECKING:
@@ -21,10 +24,18 @@ BRIEF = 50_000
 
 
 class Engines:
-    """Both engines of one job."""
+    """Both engines of one job.
 
-    def __init__(self, config: Config, *, rows: int | None = None) -> None:
-        self._config = config
+    Parameters
+    ----------
+    rows : int, optional
+        Documents that are read, where that is known: small jobs start Spark another way.
+    say : callable, optional
+        Called with a line for people, from any thread, when workers are waited for, died or came.
+    """
+
+    def __init__(self, config: Config, *, rows: int | None = None, say: Callable[[str], None] = lambda _: None) -> None:
+        self._config, self._say = config, say
         self._brief = rows is not None and rows <= BRIEF
         self._spark: SparkSession | None = None
         self._our_spark = self._our_ray = False
@@ -58,9 +69,16 @@ class Engines:
             raise self._error
         if self._pool is None:  # it was released
             assert self._layout is not None
-            self._pool = self._made(self._layout)
+            self._pool = self.workers(self._layout)
         self._pool.wait()
         return self._pool
+
+    def workers(self, layout: Layout, worker: type = Worker) -> Pool:
+        """Return workers of another size or kind, for the caller to close."""
+        ray = self._config.ray
+        grows = ray.where is not None and ray.actors is None
+        room = partial(runtime.room, layout) if grows else None
+        return Pool(layout, attempts=ray.attempts, timeout=ray.timeout, worker=worker, room=room, say=self._say)
 
     def release(self) -> None:
         """Leave Ray running without workers, so that others can have their processors and memory. The next use starts new ones."""
@@ -72,9 +90,6 @@ class Engines:
             self._pool.close()
             self._pool = None
 
-    def _made(self, layout: Layout) -> Pool:
-        return Pool(layout, attempts=self._config.ray.attempts, timeout=self._config.ray.timeout)
-
     def begin(self, **warm: Any) -> None:
         """Start Ray in the background; ``warm`` maps worker methods to the arguments to call them with at once."""
         if self._starting is None:
@@ -85,7 +100,7 @@ class Engines:
         began = time.monotonic()
         try:
             self._layout, self._our_ray = runtime.start(self._config.ray)
-            self._pool = self._made(self._layout)
+            self._pool = self.workers(self._layout)
             for method, arguments in warm.items():
                 self._pool.warm(method, **arguments)
         except BaseException as error:

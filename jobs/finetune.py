@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def finetune(
     if force and (found := _forced(asked)) is not None:
         return found | {"seconds": round(time.monotonic() - began, 3)}
     with _working_folder(asked, ui) as work:
-        engines = Engines(asked.config)
+        engines = Engines(asked.config, say=partial(ui.log, "warning"))
         tutors = Tutors(asked.config, engines, work, ui)
         try:
             done = _train(asked, work, tutors, ui)

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -73,7 +74,7 @@ def opened(store: Store, config: Config, run_id: str, ui: Ui, *, rows: int | Non
     adds : bool
         See :class:`Job`.
     """
-    engines = Engines(config, rows=rows)
+    engines = Engines(config, rows=rows, say=partial(ui.log, "warning"))
     job = Job(store, config, run_id, ui, engines, adds=adds)
     try:
         yield job

@@ -62,7 +62,7 @@ def plan(config: Config, store: str) -> dict[str, Any]:
         },
         "columns": [column.name for column in found.columns],
         "partitions": partitions if config.partition.column is None else f"one per value of {config.partition.column}",
-        "workers": str(layout) if layout is not None else f"as many as {config.ray.address} holds",
+        "workers": str(layout) if layout is not None else f"as many as {config.ray.where} holds",
         "memory_per_worker_bytes": memory,
         "embedding_model": config.embedding.model if config.input.embedding_column is None else f"column {config.input.embedding_column}",
         "clustering": f"{config.cluster.reduction} + {config.cluster.algorithm}",

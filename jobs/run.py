@@ -47,8 +47,8 @@ def validate(config: Config) -> inputs.InputPlan:
         A path, column, model, package or resource is not as it must be.
     """
     _check(config)
-    if config.spark.remote is None or not config.spark.remote.startswith("sc://"):
-        session.check_java()  # a server elsewhere has a Java of its own
+    if not config.spark.connects:
+        session.check_java()
     plan = inputs.inspect(config.input)
     if config.zeroshot.topics:
         models.check_dimensions(config.embedding, plan.dimension)

@@ -8,6 +8,7 @@ import math
 import os
 import secrets
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -39,35 +40,62 @@ class Layout:
         return f"{self.actors} worker{'s' * (self.actors != 1)} of {self.cpus} CPU{'s' * (self.cpus != 1)}{gpus}"
 
 
-def plan(config: RayConfig, *, cpus: int, gpus: float, memory: float) -> Layout:
-    """Return the division of ``cpus``, ``gpus`` and ``memory`` (bytes) among workers.
+@dataclass(frozen=True)
+class Node:
+    """What one machine gives to workers."""
+
+    cpus: int
+    gpus: float = 0.0
+    memory: float = 0.0
+    """Bytes."""
+
+
+def plan(config: RayConfig, nodes: Sequence[Node], *, elastic: bool = False) -> Layout:
+    """Return the division of machines among workers, none of which can span two.
+
+    Parameters
+    ----------
+    elastic : bool
+        The cluster may grow: what it cannot hold now is not refused, and the pool waits for it (see :meth:`ray_actors.pool.Pool.wait`).
 
     Raises
     ------
     ResourceError
         More was asked for than there is. Asking anyway would wait for ever.
     """
+    gpus, cpus = sum(node.gpus for node in nodes), sum(node.cpus for node in nodes)
     wanted_gpus = config.gpus_per_actor if config.gpus_per_actor is not None else (1.0 if gpus else 0.0)
-    if wanted_gpus > gpus:
+    if wanted_gpus > gpus and not elastic:
         raise ResourceError(f"ray.gpus_per_actor must be at most the {gpus:g} GPUs there are. Got {wanted_gpus:g} instead.")
     actors = config.actors
     if actors is None:
         if wanted_gpus:
-            actors = max(1, math.floor(gpus / wanted_gpus))
-        elif config.cpus_per_actor is not None:
-            actors = max(1, cpus // config.cpus_per_actor)
+            actors = sum(math.floor(node.gpus / wanted_gpus) for node in nodes)
         else:
-            actors = max(1, cpus // CPUS_PER_WORKER)
-        actors = max(1, min(actors, cpus, int(memory // WORKER_MEMORY)))
-    threads = config.cpus_per_actor or max(1, cpus // actors)
-    if actors * threads > cpus:
-        raise ResourceError(
-            f"{actors} workers of {threads} CPUs need {actors * threads} CPUs, and there are {cpus}. "
-            "Lower ray.actors or ray.cpus_per_actor."
-        )
-    if actors * wanted_gpus > gpus:
+            share = config.cpus_per_actor or CPUS_PER_WORKER
+            actors = sum(max(1, node.cpus // share) for node in nodes if node.cpus)
+        actors = max(1, min(actors, cpus, sum(int(node.memory // WORKER_MEMORY) for node in nodes)))
+    threads = config.cpus_per_actor or _threads(nodes, actors, wanted_gpus, or_else=CPUS_PER_WORKER if elastic and not cpus else 1)
+    layout = Layout(actors, threads, wanted_gpus)
+    if _holds(nodes, layout) < actors and not elastic:
+        if actors * threads > cpus:
+            raise ResourceError(
+                f"{actors} workers of {threads} CPUs need {actors * threads} CPUs, and there are {cpus}. "
+                "Lower ray.actors or ray.cpus_per_actor."
+            )
         raise ResourceError(f"{actors} workers of {wanted_gpus:g} GPUs need {actors * wanted_gpus:g} GPUs, and there are {gpus:g}.")
-    return Layout(actors, threads, wanted_gpus)
+    return layout
+
+
+def _holds(nodes: Sequence[Node], layout: Layout) -> int:
+    """Return how many workers of a layout's size the machines can hold."""
+    return sum(min(node.cpus // layout.cpus, math.floor(node.gpus / layout.gpus) if layout.gpus else node.cpus) for node in nodes)
+
+
+def _threads(nodes: Sequence[Node], actors: int, gpus: float, *, or_else: int) -> int:
+    """Return the most processors that so many workers can have each."""
+    most = max((node.cpus for node in nodes), default=0)
+    return next((n for n in range(most, 0, -1) if _holds(nodes, Layout(actors, n, gpus)) >= actors), or_else)
 
 
 def local_plan(config: RayConfig) -> Layout | None:
@@ -75,9 +103,9 @@ def local_plan(config: RayConfig) -> Layout | None:
 
     Called before anything is started, so that an impossible request is refused first.
     """
-    if config.address is not None:
+    if config.where is not None:
         return None
-    return plan(config, cpus=_local_cpus(), gpus=_local_gpus(), memory=float(psutil.virtual_memory().total))
+    return plan(config, [Node(_local_cpus(), _local_gpus(), float(psutil.virtual_memory().total))])
 
 
 def start(config: RayConfig) -> tuple[Layout, bool]:
@@ -86,7 +114,8 @@ def start(config: RayConfig) -> tuple[Layout, bool]:
     A process that runs Ray already (a notebook, a test) keeps its own.
 
     A local cluster listens on loopback only and asks every connection for a token made for this process. The token lives
-    in the environment of its processes, never in an argument or a log.
+    in the environment of its processes, never in an argument or a log. A cluster's token is read by Ray itself
+    (``RAY_AUTH_TOKEN``, ``RAY_AUTH_TOKEN_PATH``, ``~/.ray/auth_token``).
 
     Raises
     ------
@@ -105,17 +134,30 @@ def held(config: RayConfig) -> Layout:
     Raises
     ------
     ResourceError
-        It cannot hold the workers asked for.
+        It cannot hold the workers asked for, and it cannot grow.
     """
-    import ray
-
-    total = ray.cluster_resources()
-    return plan(config, cpus=int(total.get("CPU", 0)), gpus=total.get("GPU", 0.0), memory=total.get("memory", 0.0))
+    return plan(config, _nodes(), elastic=config.where is not None)
 
 
 def divided(config: RayConfig, actors: int) -> Layout:
     """Return the division of that cluster among so many workers, whatever ``ray.actors`` says."""
     return held(dataclasses.replace(config, actors=actors))
+
+
+def room(layout: Layout) -> int:
+    """Return how many more workers of a layout's size the cluster has a place for now, at most."""
+    import ray
+
+    free = ray.available_resources()
+    spare = min(free.get("CPU", 0.0) // layout.cpus, free.get("GPU", 0.0) // layout.gpus if layout.gpus else math.inf)
+    return min(int(spare), _holds(_nodes(), layout))
+
+
+def _nodes() -> list[Node]:
+    import ray
+
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(int(held.get("CPU", 0)), held.get("GPU", 0.0), held.get("memory", 0.0)) for held in found]
 
 
 def _running() -> bool:
@@ -130,18 +172,19 @@ def _init(config: RayConfig) -> None:
     # kernel that holds a print (UMAP's and fast_hdbscan's neighbour graphs do)
     os.environ["RAY_TQDM_PATCH_PRINT"] = "0"
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if config.address is None:
+    address = config.where
+    if address is None:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = _token()
         # the switch's name is about other systems; what it does is keep every socket of a local cluster on 127.0.0.1
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         options |= {"num_cpus": _local_cpus(), "object_store_memory": _OBJECT_STORE, "include_dashboard": False}
     else:
-        options["address"] = config.address
+        options["address"] = address
 
     import ray  # after the environment, which it reads when imported
 
-    if config.address is None:
+    if address is None:
         # a program that had imported Ray before would start a cluster that asks for a token with processes that have none
         ray._raylet.Config.initialize(json.dumps({"AUTH_MODE": "token"}))
 
@@ -152,9 +195,9 @@ def _init(config: RayConfig) -> None:
             return
         except Exception as error:  # Ray raises bare ones too, when a process of its own does not come up in time
             ray.shutdown()
-            if config.address is None and attempt < ATTEMPTS:
+            if address is None and attempt < ATTEMPTS:
                 continue  # its processes get 30 s to come up, which a machine that is busy may not give them
-            where = f"reached at {config.address}" if config.address else "started on this machine"
+            where = f"reached at {address}" if address else "started on this machine"
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ResourceError(f"Ray cannot be {where}: {reason}") from error
 

@@ -58,7 +58,7 @@ def start(
     ResourceError
         Java is missing or too old, the server does not answer, or the JVM ended while starting.
     """
-    if config.remote:
+    if config.remote or config.connects:
         return _connect(config, app_name)
     # in this process a second session would share the first one's JVM and ignore most of its settings
     from pyspark import SparkConf, SparkContext
@@ -135,18 +135,19 @@ def check_java() -> int:
 def _connect(config: SparkConfig, app_name: str) -> SparkSession:
     from pyspark.sql import SparkSession
 
-    assert config.remote is not None
-    if config.remote.startswith("sc://"):
-        _knock(config.remote)
-    builder = SparkSession.builder.remote(config.remote).appName(app_name)
+    remote = config.where
+    assert remote is not None
+    if config.connects:
+        _knock(remote)
+    builder = SparkSession.builder.remote(remote).appName(app_name)
     for key, value in config.conf.items():
         builder = builder.config(key, _text(value))
     try:
-        session = builder.create() if config.remote.startswith("sc://") else builder.getOrCreate()
+        session = builder.create() if config.connects else builder.getOrCreate()
         session.version  # noqa: B018  the first call that needs an answer
         session.conf.set("spark.sql.session.timeZone", "UTC")
     except Exception as error:
-        raise ResourceError(f"The Spark Connect server at {config.remote!r} does not answer: {_first_line(error)}") from error
+        raise ResourceError(f"The Spark Connect server at {remote!r} does not answer: {_first_line(error)}") from error
     return session
 
 
@@ -161,12 +162,13 @@ def _knock(remote: str) -> None:
 
 
 def _settings(config: SparkConfig, *, jars: Path, app_name: str, brief: bool, record_classes: bool) -> dict[str, str]:
-    local = config.master is None or config.master.startswith("local")
+    master = config.where or "local[*]"
+    local = master.startswith("local")
     found = sorted(jars.glob("*.jar")) if jars.is_dir() else []
     java = ["-Djava.locale.providers=CLDR,SPI", "-Xlog:disable", "-Xlog:all=off"]
     settings = {
         "spark.app.name": app_name,
-        "spark.master": config.master or "local[*]",
+        "spark.master": master,
         "spark.submit.deployMode": "client",
         "spark.driver.memory": config.driver_memory,
         "spark.pyspark.python": sys.executable,

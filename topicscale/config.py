@@ -274,12 +274,16 @@ class FinetuneConfig:
     seed: int = 42
 
 
+_MASTERS = ("local", "spark://", "yarn", "k8s://")
+"""How the address of a Spark master begins."""
+
+
 @dataclass(frozen=True)
 class RayConfig:
     """Where the Python work runs."""
 
     address: str | None = None
-    """A running cluster; None starts one on this machine, on loopback only."""
+    """A running cluster; None takes RAY_ADDRESS, which Ray's jobs have. Without either one starts on this machine, on loopback only."""
     actors: int | None = None
     """Worker processes; None derives them from the processors or GPUs."""
     cpus_per_actor: int | None = None
@@ -290,17 +294,35 @@ class RayConfig:
     timeout: float = 300.0
     """Seconds to wait for the cluster to give what was asked for."""
 
+    @property
+    def where(self) -> str | None:
+        """The cluster that is meant; None for this machine."""
+        named = os.environ.get("RAY_ADDRESS", "")
+        return self.address or (None if named.startswith("http") else named) or None  # http: the job API's, which cannot be joined
+
 
 @dataclass(frozen=True)
 class SparkConfig:
     """Where the JVM work runs."""
 
     master: str | None = None
-    """A Spark master; None is all processors of this machine."""
+    """A Spark master; None takes the one that spark-submit was given or MASTER names, and without it all processors of this machine."""
     remote: str | None = None
-    """A Spark Connect address (sc://...), instead of a master."""
+    """A Spark Connect address (sc://...), instead of a master; None takes SPARK_REMOTE. Its token: SPARK_CONNECT_AUTHENTICATE_TOKEN."""
     driver_memory: str = "2g"
     conf: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def where(self) -> str | None:
+        """The master or Spark Connect address that is meant; None for this machine, or for the JVM that spark-submit started."""
+        master = os.environ.get("MASTER", "")  # others give the name other meanings
+        named = os.environ.get("SPARK_REMOTE") or (master if master.startswith(_MASTERS) else None)
+        return self.remote or self.master or named or None
+
+    @property
+    def connects(self) -> bool:
+        """Whether Spark runs elsewhere, with a Java of its own."""
+        return (self.where or "").startswith("sc://")
 
 
 @dataclass(frozen=True)

@@ -233,9 +233,7 @@ class Asker:
             self._job.ui.log("stage", f"label: {self._config.model}, {layout}", stage="label", need=round(layout.need))
             from ray_actors.label import Labeller
 
-            ray_config = self._job.config.ray
-            shape = Layout(layout.actors, layout.cpus, layout.gpus)
-            self._pool = Pool(shape, attempts=ray_config.attempts, timeout=ray_config.timeout, worker=Labeller)
+            self._pool = self._job.engines.workers(Layout(layout.actors, layout.cpus, layout.gpus), Labeller)
             self._layout = layout
             ready = {"config": self._config, "batch": layout.batch}
             for outcome in self._pool.run("load_llm", [Unit(f"load {i}", ready) for i in range(layout.actors)]):

@@ -130,8 +130,7 @@ class Tutors:
         if self._pool is not None and self._pool.layout != layout:
             self.close()
         if self._pool is None:
-            ray = self.config.ray
-            self._pool = Pool(layout, attempts=ray.attempts, timeout=ray.timeout, worker=Tutor)
+            self._pool = self.engines.workers(layout, Tutor)
         return self._pool
 
 

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -37,6 +38,12 @@ class Clumsy:
             os.kill(os.getpid(), signal.SIGKILL)
         return "survived"
 
+    def hang_once(self, marker: str) -> str:
+        if not os.path.exists(marker):
+            open(marker, "w").close()
+            time.sleep(600)
+        return "survived"
+
     def die(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -47,12 +54,26 @@ class Clumsy:
         raise KeyError("oops")
 
 
-@pytest.fixture(scope="module")
-def pool(ray_layout) -> Pool:
+@pytest.fixture
+def made(ray_layout):
+    """Makes pools, and ends them with the test: the machine has room for one."""
     from ray import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test file
-    return Pool(ray_layout, attempts=2, timeout=60, worker=Clumsy)
+    pools: list[Pool] = []
+
+    def make(actors: int = ray_layout.actors, cpus: int = ray_layout.cpus, **options) -> Pool:
+        pools.append(Pool(runtime.Layout(actors, cpus, 0.0), **{"attempts": 2, "timeout": 60, "worker": Clumsy} | options))
+        return pools[-1]
+
+    yield make
+    for one in pools:
+        one.close()
+
+
+@pytest.fixture
+def pool(made) -> Pool:
+    return made()
 
 
 def outcomes(pool: Pool, method: str, **units: dict) -> dict:
@@ -91,12 +112,30 @@ def test_progress_is_seen_while_a_unit_runs(pool) -> None:
     assert set(seen) == {7}
 
 
-def test_workers_that_cannot_be_had_are_named(ray_layout) -> None:
-    too_many = runtime.Layout(actors=50, cpus=ray_layout.cpus, gpus=0.0)
+def test_workers_that_cannot_be_had_are_named(made, ray_layout, monkeypatch) -> None:
+    monkeypatch.setattr("ray_actors.pool.TELL", 1.0)
+    said: list[str] = []
     began = time.monotonic()
-    with pytest.raises(ResourceError, match=r"50 workers.*Lower ray.actors"):
-        Pool(too_many, attempts=1, timeout=3, worker=Clumsy).wait()
+    too_large = made(2, ray_layout.cpus + 50, timeout=3, say=said.append)
+    with pytest.raises(ResourceError, match=r"2 workers.*did not start within 3 s.*Lower ray.actors"):
+        too_large.wait()
     assert time.monotonic() - began < 60
+    assert re.match(r"Waiting for 2 workers of \d+ CPUs \(\d s of at most 3\)\. Free in the cluster: ", said[0])
+
+
+def test_work_goes_on_while_other_workers_wait_for_a_place(made) -> None:
+    assert outcomes(made(actors=9), "double", a={"value": 4})["a"].value == 8
+
+
+def test_a_unit_that_holds_up_the_end_gets_a_second_worker(made, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("ray_actors.pool.LATE", 1.0)
+    said: list[str] = []
+    two = made(2, 1, say=said.append)
+    units = [Unit("hangs", {"marker": str(tmp_path / "m")}), *(Unit(f"u{i}", {"marker": str(tmp_path)}) for i in range(3))]
+    found = [(o.key, o.value) for o in two.run("hang_once", units)]
+    assert sorted(found) == [("hangs", "survived"), *((f"u{i}", "survived") for i in range(3))]
+    assert any("hangs takes long" in line for line in said)
+    assert outcomes(two, "double", b={"value": 4})["b"].value == 8
 
 
 @pytest.mark.parametrize(
@@ -108,13 +147,31 @@ def test_workers_that_cannot_be_had_are_named(ray_layout) -> None:
     ],
 )
 def test_the_plan_divides_the_processors(config, expected) -> None:
-    assert runtime.plan(config, cpus=16, gpus=0, memory=64e9) == expected
+    assert runtime.plan(config, [runtime.Node(16, 0, 64e9)]) == expected
 
 
 def test_the_plan_knows_gpus_and_memory() -> None:
-    assert runtime.plan(RayConfig(), cpus=16, gpus=2, memory=64e9) == runtime.Layout(2, 8, 1.0)
-    assert runtime.plan(RayConfig(gpus_per_actor=0.5), cpus=16, gpus=2, memory=64e9) == runtime.Layout(4, 4, 0.5)
-    assert runtime.plan(RayConfig(), cpus=16, gpus=0, memory=5e9).actors == 2
+    machine = [runtime.Node(16, 2, 64e9)]
+    assert runtime.plan(RayConfig(), machine) == runtime.Layout(2, 8, 1.0)
+    assert runtime.plan(RayConfig(gpus_per_actor=0.5), machine) == runtime.Layout(4, 4, 0.5)
+    assert runtime.plan(RayConfig(), [runtime.Node(16, 0, 5e9)]).actors == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "nodes", "expected"),
+    [
+        (RayConfig(), [(0, 0), (2, 0), (2, 0)], (2, 2, 0.0)),
+        (RayConfig(), [(0, 0), (16, 0), (8, 0)], (6, 4, 0.0)),
+        (RayConfig(actors=3), [(8, 0), (4, 0)], (3, 4, 0.0)),
+        (RayConfig(actors=4), [(8, 0), (4, 0)], (4, 2, 0.0)),
+        (RayConfig(), [(32, 0), (8, 2), (8, 1)], (3, 4, 1.0)),
+        (RayConfig(actors=6, cpus_per_actor=8), [(8, 0)], (6, 8, 0.0)),  # more machines may join
+        (RayConfig(actors=6, gpus_per_actor=1), [(0, 0)], (6, 4, 1.0)),
+    ],
+)
+def test_no_worker_spans_two_machines_of_a_cluster(config, nodes, expected) -> None:
+    machines = [runtime.Node(cpus, gpus, 64e9) for cpus, gpus in nodes]
+    assert runtime.plan(config, machines, elastic=True) == runtime.Layout(*expected)
 
 
 @pytest.mark.parametrize(
@@ -122,20 +179,20 @@ def test_the_plan_knows_gpus_and_memory() -> None:
 )
 def test_an_impossible_plan_is_refused_before_anything_starts(config) -> None:
     with pytest.raises(ResourceError, match=r"and there are|at most"):
-        runtime.plan(config, cpus=16, gpus=0, memory=64e9)
+        runtime.plan(config, [runtime.Node(16, 0, 64e9)])
 
 
 def test_a_local_cluster_is_on_loopback_and_asks_for_a_token(ray_layout) -> None:
     import psutil
 
-    ours = [p for p in psutil.process_iter(["name", "cmdline"]) if p.info["name"] in ("gcs_server", "raylet")]
-    assert ours
+    ours = psutil.Process().children(recursive=True)
+    assert {"gcs_server", "raylet"} <= {process.name() for process in ours}
     token = os.environ["RAY_AUTH_TOKEN"]
     for process in ours:
         for connection in process.net_connections(kind="inet"):
             if connection.status == psutil.CONN_LISTEN:
                 assert connection.laddr.ip in ("127.0.0.1", "::ffff:127.0.0.1", "::1"), connection
-        assert token not in " ".join(process.info["cmdline"])
+        assert token not in " ".join(process.cmdline())
 
 
 def test_ray_leaves_print_alone(ray_layout) -> None:
