@@ -189,6 +189,8 @@ def test_a_local_cluster_is_on_loopback_and_asks_for_a_token(ray_layout) -> None
     assert {"gcs_server", "raylet"} <= {process.name() for process in ours}
     token = os.environ["RAY_AUTH_TOKEN"]
     for process in ours:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            continue
         for connection in process.net_connections(kind="inet"):
             if connection.status == psutil.CONN_LISTEN:
                 assert connection.laddr.ip in ("127.0.0.1", "::ffff:127.0.0.1", "::1"), connection
