@@ -10,6 +10,7 @@ import argparse
 import atexit
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -35,7 +36,11 @@ ENGINES = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    options = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["submit"]:
+        options, options.sent = _parser().parse_known_args(given)
+    else:
+        options = _parser().parse_args(given)
     # a cluster manager stops a job with SIGTERM: leave the store as Ctrl-C does
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -317,6 +322,86 @@ def _export_model(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _submit(options: argparse.Namespace) -> int:
+    from jobs import submit
+
+    asked = _submission(options)
+    address = submit.address_of(options.ray)
+    say = _sayer(options)
+    job = submit.submit(asked, address, say=say)
+    beside = f"--ray {address}"
+    if options.no_wait:
+        print(json.dumps({"job": job}) if options.json else f"{job}\nFollow it with: topicscale jobs logs {job} --follow {beside}")
+        return DONE
+    say(f"Submitted as {job}. Ctrl-C stops following it; to stop the job: topicscale jobs stop {job} {beside}")
+    return _follow(job, address, options)
+
+
+def _submission(options: argparse.Namespace) -> Any:
+    from jobs.submit import Submission, runtime_env
+
+    command = [*options.sent, *(["--json"] if options.json else [])]
+    if not options.sent or options.sent[0] in ("submit", "jobs"):
+        raise RequestError(f"submit must be given a command of topicscale, such as run. Got {' '.join(options.sent) or 'none'} instead.")
+    wanted = _parser().parse_args(command)  # what is wrong with the command is said here and now
+    for name in ("store", "input", "inputs", "ids"):
+        given = getattr(wanted, name, None) or []
+        for path in [given] if isinstance(given, str) else given:
+            bare = path.partition("=")[2] or path if name == "inputs" else path
+            if "://" not in bare and not os.path.isabs(bare):
+                raise RequestError(f"--{name} must be an absolute path or an address, as it is the cluster's. Got {path!r} instead.")
+    if wanted.command is _run:
+        configuration(wanted)
+    file = getattr(wanted, "config", None)
+    return Submission(
+        command,
+        store=getattr(wanted, "store", None),
+        config=file if file is not None and os.path.exists(file) else None,
+        spark=options.spark,
+        working_dir=options.working_dir,
+        image=options.image,
+        runtime_env=runtime_env(options.runtime_env),
+        job_id=options.job_id,
+    )
+
+
+def _follow(job: str, address: str, options: argparse.Namespace) -> int:
+    from jobs import submit
+
+    ended = submit.follow(job, address, write=lambda text: print(text, end="", flush=True), say=_sayer(options))
+    if options.json:
+        print(json.dumps(dataclasses.asdict(ended)))
+    else:
+        print(f"{job}: {ended.status.lower()}{f': {ended.message}' if ended.exit_code else ''}", file=sys.stderr)
+    return ended.exit_code
+
+
+def _jobs(options: argparse.Namespace) -> int:
+    from jobs import submit
+
+    address = submit.address_of(options.ray)
+    if options.action == "list":
+        found = submit.jobs(address)
+        print(json.dumps(found, indent=2) if options.json else submit.describe(found))
+        return DONE
+    if options.job is None:
+        raise RequestError(f"jobs {options.action} must be given a job's id. See: topicscale jobs list --ray {address}")
+    if options.action == "logs":
+        if options.follow:
+            return _follow(options.job, address, options)
+        print(submit.logs(options.job, address), end="")
+        return DONE
+    ended = submit.stop(options.job, address)
+    print(json.dumps(dataclasses.asdict(ended)) if options.json else f"{ended.job}: {ended.status.lower()}")
+    return DONE
+
+
+def _sayer(options: argparse.Namespace) -> Any:
+    from jobs.progress import Ui
+
+    return functools.partial(Ui("json" if options.json else "auto").log, "submit")
+
+
 def _parser() -> argparse.ArgumentParser:
     from importlib.metadata import PackageNotFoundError, version
 
@@ -333,8 +418,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"topicscale {number}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, function: Any, text: str, *, store: str | None = "the folder of Delta tables") -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    def add(
+        name: str, function: Any, text: str, *, store: str | None = "the folder of Delta tables", abbreviations: bool = True
+    ) -> argparse.ArgumentParser:
+        shape = argparse.RawDescriptionHelpFormatter
+        command = commands.add_parser(name, help=text, description=text, formatter_class=shape, allow_abbrev=abbreviations)
         command.set_defaults(command=function)
         if store is not None:
             command.add_argument("--store", required=True, metavar="URI", help=store)
@@ -375,12 +463,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--min-topic-size", type=int, metavar="N", help="smallest topic, in documents (default: 10)")
     run.add_argument("--topics", metavar="N|auto", help="number of topics; auto finds it (default: auto)")
-    run.add_argument("--config", metavar="FILE", help=f"YAML file, or the name of a preset: {', '.join(presets())}")
-    run.add_argument(
-        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="any value of the configuration, as YAML; may be repeated"
-    )
+    _configured(run, "any value of the configuration, as YAML; may be repeated")
     run.add_argument("--dry-run", action="store_true", help="check everything and print the plan, start nothing")
-    run.add_argument("--quiet", action="store_true", help="warnings and errors only")
 
     update = add(
         "update",
@@ -390,10 +474,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     update.add_argument("--input", nargs="+", metavar="PATH", help="the new documents, laid out as those of the store's run")
     update.add_argument("--refit", action="store_true", help="fit the topics of all documents anew, as a new generation")
-    update.add_argument(
-        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="input.* for this batch; with --refit any value"
-    )
-    update.add_argument("--quiet", action="store_true", help="warnings and errors only")
+    _configured(update, "input.*, ray.* and spark.* for this batch; with --refit any value", file=False)
     forget = add(
         "forget",
         _forget,
@@ -416,11 +497,7 @@ def _parser() -> argparse.ArgumentParser:
     label.add_argument("--aspect", metavar="NAME", help="one aspect of represent.aspects (default: all; without any keybert, mmr and llm)")
     label.add_argument("--topics", metavar="N,N", help="only these topics")
     label.add_argument("--only-unlabelled", action="store_true", help="leave out topics that have the aspect")
-    label.add_argument("--config", metavar="FILE", help=f"YAML file, or the name of a preset: {', '.join(presets())}")
-    label.add_argument(
-        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="represent.*, llm.* or ray.*, as YAML; may be repeated"
-    )
-    label.add_argument("--quiet", action="store_true", help="warnings and errors only")
+    _configured(label, "represent.*, llm.* or ray.*, as YAML; may be repeated")
     finetune = add(
         "finetune",
         _finetune,
@@ -456,12 +533,8 @@ def _parser() -> argparse.ArgumentParser:
     finetune.add_argument("--measure", metavar="TASK.MEASURE", help="the measure that decides (default: the first judge's own)")
     finetune.add_argument("--workers", type=int, metavar="N", help="processes that train together (default: one for each GPU, else one)")
     finetune.add_argument("--force", action="store_true", help="publish the model although it is worse than its base; that is noted")
-    finetune.add_argument("--config", metavar="FILE", help=f"YAML file, or the name of a preset: {', '.join(presets())}")
-    finetune.add_argument(
-        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="finetune.*, input.format, input.options or ray.*, as YAML"
-    )
+    _configured(finetune, "finetune.*, input.format, input.options or ray.*, as YAML")
     finetune.add_argument("--dry-run", action="store_true", help="check everything and print the plan, start nothing")
-    finetune.add_argument("--quiet", action="store_true", help="warnings and errors only")
     add("models", _models, "List the embedding models that were trained on a store, and what they were judged.")
     merge = add(
         "merge",
@@ -554,7 +627,44 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument(
         "--min-change", type=float, default=0.1, metavar="X", help="a topic has grown when it is larger by this much (default: .1)"
     )
+
+    submit = add(
+        "submit",
+        _submit,
+        "Send another command to a Ray cluster, and follow it: topicscale submit run --input s3://... --store s3://... --ray ADDRESS. "
+        "Paths are the cluster's.",
+        store=None,
+        abbreviations=False,
+    )
+    submit.usage = "topicscale submit COMMAND ... --ray ADDRESS [--spark MASTER] [options of submit and of the command]"
+    submit.epilog = (
+        "Secrets are not sent: credentials of stores and models are in the environment of the cluster's machines. The cluster's token is "
+        "read from\nRAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token. Ctrl-C stops following, not the job. The exit code is the "
+        "command's.\n\nexamples:\n"
+        "  topicscale submit run --input s3://in/news/ --store s3://topics/news --config news.yaml --ray http://localhost:8265 "
+        "--spark sc://spark:15002\n"
+        "  topicscale submit label --store s3://topics/news --aspect llm --config llama2 --ray http://localhost:8265 --no-wait"
+    )
+    submit.add_argument("--ray", metavar="ADDRESS", help="the head's job API, such as http://head:8265 (default: RAY_API_SERVER_ADDRESS)")
+    submit.add_argument("--spark", metavar="MASTER", help="spark://host:7077, or sc://host:15002 (default: inside the job's driver)")
+    submit.add_argument("--no-wait", action="store_true", help="print the job's id and leave")
+    submit.add_argument("--job-id", metavar="ID", help="the job's id (default: made up)")
+    submit.add_argument("--working-dir", metavar="DIR", help="a folder to send with the job: a checkout, if the cluster has no topicscale")
+    submit.add_argument("--image", metavar="IMAGE", help="a container image to run the job in")
+    submit.add_argument("--runtime-env", metavar="FILE", help="more of Ray's runtime environment, as YAML")
+    known = add("jobs", _jobs, "List jobs that were submitted to a cluster, show what one has said, or stop it.", store=None)
+    known.add_argument("action", choices=["list", "logs", "stop"])
+    known.add_argument("job", nargs="?", metavar="ID", help="of logs and stop")
+    known.add_argument("--ray", metavar="ADDRESS", help="the head's job API (default: RAY_API_SERVER_ADDRESS)")
+    known.add_argument("--follow", action="store_true", help="logs: go on until the job ends, and leave with its exit code")
     return parser
+
+
+def _configured(command: argparse.ArgumentParser, what: str, *, file: bool = True) -> None:
+    if file:
+        command.add_argument("--config", metavar="FILE", help=f"YAML file, or the name of a preset: {', '.join(presets())}")
+    command.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help=what)
+    command.add_argument("--quiet", action="store_true", help="warnings and errors only")
 
 
 def _ui(options: argparse.Namespace) -> Any:

@@ -182,11 +182,8 @@ def _init(config: RayConfig) -> None:
     else:
         options["address"] = address
 
+    authenticate()
     import ray  # after the environment, which it reads when imported
-
-    if address is None:
-        # a program that had imported Ray before would start a cluster that asks for a token with processes that have none
-        ray._raylet.Config.initialize(json.dumps({"AUTH_MODE": "token"}))
 
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -200,6 +197,17 @@ def _init(config: RayConfig) -> None:
             where = f"reached at {address}" if address else "started on this machine"
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ResourceError(f"Ray cannot be {where}: {reason}") from error
+
+
+def authenticate() -> None:
+    """Let Ray send its token, where there is one: it would not, unless told before it was imported."""
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token")
+    if os.environ.get("RAY_AUTH_TOKEN") or os.path.isfile(path):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if os.environ.get("RAY_AUTH_MODE") == "token":
+        import ray
+
+        ray._raylet.Config.initialize(json.dumps({"AUTH_MODE": "token"}))
 
 
 @cache
