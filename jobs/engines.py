@@ -56,7 +56,7 @@ class Engines:
 
             began = time.monotonic()
             self._our_spark = SparkSession.getActiveSession() is None
-            self._spark = session.start(self._config.spark, app_name="topicscale", brief=self._brief)
+            self._spark = session.start(self._config.spark, brief=self._brief, timeout=self._config.ray.timeout, say=self._say)
             self.seconds["spark"] = time.monotonic() - began
         return self._spark
 

@@ -159,8 +159,8 @@ def follow(job: str, address: str, *, write: Callable[[str], None], say: Callabl
     ------
     RequestError
         There is no such job.
-    ResourceError
-        The cluster has not answered for a minute: its head is gone, and with it the job.
+    JobFailed
+        The cluster has not answered for a minute, or knows the job no longer: its head is gone, and with it the job.
     """
     client = _client(address)
     with _answering(address):
@@ -209,7 +209,7 @@ async def _ended(client: Any, job: str, address: str, say: Callable[[str], None]
                     f"The cluster at {address} no longer knows the job {job}: its head was started anew. {_AGAIN}"
                 ) from error
             if time.monotonic() - heard > LOST:
-                raise ResourceError(
+                raise JobFailed(
                     f"The cluster at {address} has not answered for {LOST:.0f} s: its head is gone, and {job} with it, or the way to it "
                     f"is. {_AGAIN}"
                 ) from error
@@ -320,7 +320,11 @@ def _variables(spark: str | None) -> dict[str, str]:
 def _client(address: str) -> Any:
     runtime.authenticate()
     try:
+        import logging
+
         from ray.job_submission import JobSubmissionClient
+
+        logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
 
         class Client(JobSubmissionClient):  # type: ignore[misc,valid-type]
             """Ray's, whose requests would wait for ever for a machine that is gone."""

@@ -126,6 +126,9 @@ def _shipped() -> list[str]:
 
 
 if __name__ == "__main__":
-    for jar in fetch_jars():
-        print(jar.name)
-    print(make_archive().name)
+    if sys.argv[1:] == ["--list"]:  # as spark-submit's --jars takes them
+        print(",".join(map(str, fetch_jars())))
+    else:
+        for jar in fetch_jars():
+            print(jar.name)
+        print(make_archive().name)

@@ -6,13 +6,16 @@ here only because a classic session must be given the process it runs in.
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -21,11 +24,15 @@ from topicscale.config import SparkConfig
 from topicscale.errors import ResourceError
 
 if TYPE_CHECKING:
+    from pyspark import SparkContext
     from pyspark.sql import SparkSession
 
+SECRET = "_SPARK_AUTH_SECRET"
+"""The variable that holds a cluster's secret (``spark.authenticate.secret``): Spark's own name, which its executors are given."""
 JAVA_VERSIONS = (17, 21)
 """Java releases that this Spark runs on."""
 
+_LOCALES = "-Djava.locale.providers=CLDR,SPI"
 _JAVA_HINT = "Install one with: sudo apt-get install -y openjdk-17-jre-headless (or set JAVA_HOME to an installed one)."
 
 
@@ -36,6 +43,8 @@ def start(
     app_name: str = "topicscale",
     brief: bool = False,
     record_classes: bool = False,
+    timeout: float = 300.0,
+    say: Callable[[str], None] = lambda _: None,
 ) -> SparkSession:
     """Return a running session, with Delta, that ``config`` describes.
 
@@ -52,11 +61,15 @@ def start(
         about twice the time per row.
     record_classes
         Leave an archive of the loaded classes beside the jars when the session stops (set-up does).
+    timeout
+        Seconds that work may wait for an executor of a cluster; then it is cancelled. Spark itself would wait for ever.
+    say
+        Called with a line for people while work waits.
 
     Raises
     ------
     ResourceError
-        Java is missing or too old, the server does not answer, or the JVM ended while starting.
+        Java is missing or too old, the server or master does not answer, or the JVM ended while starting.
     """
     if config.remote or config.connects:
         return _connect(config, app_name)
@@ -68,15 +81,24 @@ def start(
     running = SparkSession.getActiveSession()
     if running is not None:
         return running
+    if "PYSPARK_GATEWAY_PORT" in os.environ:
+        return _submitted(config, app_name)
+    if (config.where or "").startswith("spark://"):
+        _knock_master(config.where or "")
     settings = _settings(config, jars=jars or jar_folder(), app_name=app_name, brief=brief, record_classes=record_classes)
     conf = SparkConf(loadDefaults=False).setAll(list(settings.items()))
     log = tempfile.TemporaryFile()  # noqa: SIM115  the JVM writes to it for as long as it lives
     try:
         # the JVM's own streams go to a file: what it says at start-up belongs in an error message, not on a console
         gateway = launch_gateway(conf, popen_kwargs={"stdout": log, "stderr": log})
+        if SECRET in os.environ and not _is_local(config):
+            # now, and not before: the gateway puts what it is given on a command line
+            conf.set("spark.authenticate", "true").set("spark.authenticate.secret", os.environ[SECRET])
         context = SparkContext(conf=conf, gateway=gateway)
     except Exception as error:
         raise ResourceError(_why(error, log)) from error
+    if not _is_local(config):
+        threading.Thread(target=_attend, args=(context, config.where, timeout, say), daemon=True).start()
     return SparkSession(context)
 
 
@@ -151,6 +173,19 @@ def _connect(config: SparkConfig, app_name: str) -> SparkSession:
     return session
 
 
+def _knock_master(masters: str) -> None:
+    """Raise ResourceError unless one of spark://host:port,host:port listens: the client would say so after a minute or more."""
+    error: Exception | None = None
+    for one in masters.removeprefix("spark://").split(","):
+        address = urllib.parse.urlsplit(f"spark://{one}")
+        try:
+            with socket.create_connection((address.hostname or "", address.port or 7077), timeout=20):
+                return
+        except (OSError, ValueError) as found:
+            error = found
+    raise ResourceError(f"The Spark master at {masters!r} cannot be reached: {error}")
+
+
 def _knock(remote: str) -> None:
     """Raise ResourceError unless something listens there: the client itself tries again for ten minutes."""
     address = urllib.parse.urlsplit(remote)
@@ -161,26 +196,73 @@ def _knock(remote: str) -> None:
         raise ResourceError(f"The Spark Connect server at {remote!r} does not answer: {_first_line(error)}") from error
 
 
+_SESSION = {
+    "spark.log.level": "ERROR",
+    "spark.ui.showConsoleProgress": "false",
+    "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+    "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+    "spark.sql.warehouse.dir": str(Path(tempfile.gettempdir()) / "topicscale-warehouse"),
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.adaptive.enabled": "true",
+    # per-file minima of ids and texts help no reader of ours, and would put texts into the log
+    "spark.databricks.delta.stats.collect": "false",
+}
+"""What every session has, wherever it runs."""
+
+
+def _submitted(config: SparkConfig, app_name: str) -> SparkSession:
+    """Return a session in the JVM that spark-submit started, on the master it was given."""
+    from pyspark import SparkConf
+    from pyspark.sql import SparkSession
+
+    conf = SparkConf()
+    for key, value in (_SESSION | {"spark.app.name": app_name}).items():
+        conf.setIfMissing(key, value)
+    conf.setAll(list(_plain(config.conf).items()))
+    started = SparkSession.builder.config(conf=conf).getOrCreate()
+    assert started._jvm is not None
+    if not started._jvm.org.apache.spark.util.Utils.classIsLoadable(_SESSION["spark.sql.extensions"]):
+        raise ResourceError('spark-submit must be given Delta\'s jars: --jars "$(python -m spark.jars --list)"')
+    return started
+
+
+def _is_local(config: SparkConfig) -> bool:
+    return (config.where or "local").startswith("local")
+
+
+def _attend(context: SparkContext, master: str | None, timeout: float, say: Callable[[str], None]) -> None:
+    """Tell of work that waits for executors, and cancel it when it has waited too long."""
+    since = told = time.monotonic()
+    while True:
+        time.sleep(1)
+        try:
+            scala = context._jsc.sc()
+            jobs = list(context.statusTracker().getActiveJobsIds())
+            executors = scala.getExecutorMemoryStatus().size() - 1  # the driver is counted too
+        except Exception:  # the session has ended, or its JVM has
+            return
+        now = time.monotonic()
+        if executors or not jobs:
+            since = told = now
+        elif now - since > timeout:
+            for job in jobs:
+                scala.cancelJob(job, f"{master} gave no executor within {timeout:g} s. Add workers, or ask for less (spark.conf).")
+        elif now - told > 10:
+            told = now
+            say(f"Spark's work waits for an executor of {master} ({now - since:.0f} s of at most {timeout:g}).")
+
+
 def _settings(config: SparkConfig, *, jars: Path, app_name: str, brief: bool, record_classes: bool) -> dict[str, str]:
     master = config.where or "local[*]"
-    local = master.startswith("local")
+    local = _is_local(config)
     found = sorted(jars.glob("*.jar")) if jars.is_dir() else []
-    java = ["-Djava.locale.providers=CLDR,SPI", "-Xlog:disable", "-Xlog:all=off"]
-    settings = {
+    java = [_LOCALES, "-Xlog:disable", "-Xlog:all=off"]
+    settings = _SESSION | {
         "spark.app.name": app_name,
         "spark.master": master,
         "spark.submit.deployMode": "client",
         "spark.driver.memory": config.driver_memory,
         "spark.pyspark.python": sys.executable,
-        "spark.log.level": "ERROR",
-        "spark.ui.showConsoleProgress": "false",
-        "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
-        "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
-        "spark.sql.warehouse.dir": str(Path(tempfile.gettempdir()) / "topicscale-warehouse"),
-        "spark.sql.session.timeZone": "UTC",
-        "spark.sql.adaptive.enabled": "true",
-        # per-file minima of ids and texts help no reader of ours, and would put texts into the log
-        "spark.databricks.delta.stats.collect": "false",
     }
     if local:
         settings |= {
@@ -201,6 +283,10 @@ def _settings(config: SparkConfig, *, jars: Path, app_name: str, brief: bool, re
         settings["spark.driver.extraClassPath"] = ":".join(map(str, found))
     elif found:
         settings["spark.jars"] = ",".join(map(str, found))
+        # locale providers are found on the class path alone; executors have the folder where all machines have one image
+        providers = ":".join(str(jar) for jar in found if "localespi" in jar.name)
+        settings |= {f"spark.{side}.extraClassPath": providers for side in ("driver", "executor")}
+        settings["spark.executor.extraJavaOptions"] = _LOCALES
     else:
         settings["spark.jars.packages"] = ",".join(packages())
     settings["spark.driver.extraJavaOptions"] = " ".join(java)

@@ -1,0 +1,271 @@
+"""Jobs on a real cluster of two Ray and two Spark workers: the tables of a local run, whatever is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests import corpus
+from tests.cluster import Cluster
+from tests.jobs.compare import contents
+from tests.jobs.test_faults import POINTS
+
+pytest.importorskip("aiohttp", reason="needs the extra 'cluster'")
+
+LIMIT = 540.0
+OPTIONS = ["--id-column", "id", "--partitions", "4", "--min-topic-size", "5"]
+# one processor a worker, here and there: results depend on the number of threads
+OPTIONS += ["--set", "embedding.batch_tokens=256", "--set", "ray.cpus_per_actor=1"]
+pytestmark = pytest.mark.timeout(900)
+
+
+def topicscale(*arguments: str, env: dict[str, str] | None = None, code: int | None = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.cli", *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=LIMIT, env=env
+    )
+    assert code is None or done.returncode == code, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+def submitted(cluster: Cluster, source: Path, store: Path, *more: str) -> list[str]:
+    return ["submit", "run", "--input", str(source), "--store", str(store), *OPTIONS, "--ray", cluster.ray, "--spark", cluster.spark, *more]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with Cluster(tmp_path_factory.mktemp("cluster")) as made:
+        for number in (1, 2):
+            made.add_ray(number)
+            made.add_spark(number)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    return corpus.write_csv(tmp_path_factory.mktemp("input") / "corpus.csv", corpus.rows())
+
+
+@pytest.fixture(scope="module")
+def local(source, tmp_path_factory) -> dict[str, list[str]]:
+    store = tmp_path_factory.mktemp("stores") / "local"
+    topicscale("run", "--input", str(source), "--store", str(store), *OPTIONS)
+    return contents(str(store))
+
+
+def until(done: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + LIMIT
+    while not done():
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+
+
+def test_a_submitted_job_makes_the_tables_of_a_local_one_and_tells_no_secret(cluster, source, local, tmp_path) -> None:
+    store, config = tmp_path / "store", tmp_path / "mine.yaml"
+    config.write_text("topics: {rounds: 3}\n")
+    lines: set[str] = set()
+    with (tmp_path / "out").open("w+") as out:
+        job = subprocess.Popen(
+            [sys.executable, "-m", "jobs.cli", *submitted(cluster, source, store, "--config", str(config), "--job-id", "first")],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=cluster.client,
+        )
+        while job.poll() is None:
+            for process in psutil.process_iter(["cmdline"]):
+                lines.add(" ".join(process.info["cmdline"] or []))
+            time.sleep(0.5)
+        out.seek(0)
+        said = out.read()
+    assert job.returncode == 0, said[-3000:]
+    assert "200 documents" in said
+    assert "first: succeeded" in said
+    assert contents(str(store)) == local
+
+    again = topicscale(*submitted(cluster, source, store, "--config", str(config), "--json"), env=cluster.client)
+    assert '"nothing_to_do": true' in again.stdout
+    (newer, older) = json.loads(topicscale("jobs", "list", "--ray", cluster.ray, "--json", env=cluster.client).stdout)
+    assert (older["job"], older["command"], older["store"], older["status"], older["exit_code"]) == (
+        "first",
+        "run",
+        str(store),
+        "SUCCEEDED",
+        0,
+    )
+    assert newer["status"] == "SUCCEEDED"
+    assert "200 documents" in topicscale("jobs", "logs", "first", "--ray", cluster.ray, env=cluster.client).stdout
+
+    topicscale("report", "--store", str(store), "--output", str(tmp_path / "report.html"))
+    private = {cluster.folder / "spark.conf"}
+    for secret in (cluster.token, cluster.secret):
+        assert not [line for line in lines if secret in line], "a secret is on a command line"
+        for folder in (cluster.folder, tmp_path):
+            for path in folder.rglob("*"):
+                if path.is_file() and path not in private:
+                    assert secret.encode() not in path.read_bytes(), f"a secret is in {path}"
+
+
+def test_a_wrong_request_is_answered_with_its_own_exit_code(cluster, tmp_path) -> None:
+    done = topicscale(*submitted(cluster, tmp_path / "none.csv", tmp_path / "store"), env=cluster.client, code=2)
+    assert "There is no input" in done.stdout
+
+
+def test_without_the_token_a_client_gets_nothing(cluster, tmp_path) -> None:
+    nobody = {key: value for key, value in cluster.client.items() if not key.startswith("RAY_")} | {"HOME": str(tmp_path)}
+    for env, why in [(nobody, "Missing"), (nobody | {"RAY_AUTH_TOKEN": "0" * 64}, "Invalid")]:
+        for command in (["list"], ["logs", "first"], ["stop", "first"]):
+            done = topicscale("jobs", *command, "--ray", cluster.ray, env=env, code=2)
+            assert why in done.stderr
+            assert "RAY_AUTH_TOKEN" in done.stderr
+            assert not done.stdout
+
+
+def test_a_job_can_be_stopped_and_gone_on_with(cluster, source, local, tmp_path) -> None:
+    store = tmp_path / "store"
+    topicscale(*submitted(cluster, source, store, "--no-wait", "--job-id", "halted"), env=cluster.client)
+    until(lambda: POINTS["embedded"](store), "nothing was embedded")
+    assert "halted: stopped" in topicscale("jobs", "stop", "halted", "--ray", cluster.ray, env=cluster.client).stdout
+    topicscale(*submitted(cluster, source, store), env=cluster.client)
+    assert contents(str(store)) == local
+
+
+def test_machines_may_die_while_others_join(cluster, source, local, tmp_path) -> None:
+    """A Ray worker and a Spark worker are lost; another Ray worker comes."""
+    store, log = tmp_path / "store", (tmp_path / "log").open("w+")
+    job = subprocess.Popen(
+        [sys.executable, "-m", "jobs.cli", *submitted(cluster, source, store)],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=cluster.client,
+    )
+    until(lambda: POINTS["ingest"](store), "nothing was read")
+    cluster.kill("spark1")
+    until(lambda: POINTS["embedding"](store), "nothing was embedded")
+    cluster.kill("ray1")
+    cluster.add_ray(1)
+    assert job.wait(LIMIT) == 0, log.seek(0) or log.read()[-3000:]
+    cluster.add_spark(1)
+    assert contents(str(store)) == local
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("point", ["ingest", "embedding", "clustering", "assigned"])
+@pytest.mark.parametrize("victim", ["ray1", "spark1", "driver", "slow"])
+def test_matrix(victim, point, cluster, source, local, tmp_path) -> None:
+    store = tmp_path / "store"
+    job = f"{victim}-{point}"
+    topicscale(*submitted(cluster, source, store, "--no-wait", "--job-id", job), env=cluster.client)
+    until(lambda: POINTS[point](store), f"{point} was not reached")
+    if victim == "driver":
+        for process in cluster.processes("head"):
+            if "jobs.cli" in " ".join(process.cmdline()):
+                process.kill()
+    elif victim == "slow":
+        cluster.halt("ray1")
+        time.sleep(20)
+        cluster.resume("ray1")
+    else:
+        cluster.kill(victim)
+    code = topicscale("jobs", "logs", job, "--follow", "--ray", cluster.ray, env=cluster.client, code=None).returncode
+    if victim == "driver":
+        assert code == 1
+        topicscale(*submitted(cluster, source, store), env=cluster.client)
+    else:
+        assert code == 0
+    if victim in ("ray1", "spark1"):
+        getattr(cluster, f"add_{victim[:-1]}")(1)
+    assert contents(str(store)) == local
+
+
+@pytest.mark.faults
+def test_a_lost_head_is_said_and_another_cluster_goes_on(source, local, tmp_path) -> None:
+    store = tmp_path / "store"
+    with Cluster(tmp_path / "first") as cluster:
+        cluster.add_ray(1)
+        cluster.add_spark(1)
+        log = (tmp_path / "log").open("w+")
+        job = subprocess.Popen(
+            [sys.executable, "-m", "jobs.cli", *submitted(cluster, source, store)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=cluster.client,
+        )
+        until(lambda: POINTS["embedded"](store), "nothing was embedded")
+        cluster.kill("head")
+        assert job.wait(LIMIT) == 1
+        log.seek(0)
+        assert "submit the same command again" in log.read()
+    with Cluster(tmp_path / "second") as cluster:
+        cluster.add_ray(1)
+        cluster.add_spark(1)
+        topicscale(*submitted(cluster, source, store), env=cluster.client)
+    assert contents(str(store)) == local
+
+
+def test_what_cannot_be_had_is_said_and_given_up(cluster, source, tmp_path) -> None:
+    limits = ["--set", "ray.cpus_per_actor=9", "--set", "ray.actors=2", "--set", "ray.timeout=15"]
+    done = topicscale(*submitted(cluster, source, tmp_path / "store", *limits), env=cluster.client, code=2)
+    assert "Waiting for 2 workers of 9 CPUs" in done.stdout
+    assert "did not start within 15 s" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "must be given a command"),
+        (["jobs", "list"], "must be given a command"),
+        (["run", "--input", "a.csv", "--store", "/s"], "--input must be an absolute path"),
+        (["run", "--input", "/a.csv", "--store", "s"], "--store must be an absolute path"),
+        (["merge", "--inputs", "north=n", "--store", "/s"], "--inputs must be an absolute path"),
+        (["run", "--input", "/a.csv", "--store", "/s", "--set", "topics.min_size=0"], "topics.min_size must be"),
+        (["run", "--input", "/a.csv", "--store", "/s", "--working-dir", "/nowhere"], "--working-dir must be a folder"),
+        (["run", "--input", "/a.csv", "--store", "/s", "--ray", "ray://h:1"], "--ray must be the address"),
+        (["run", "--input", "/a.csv", "--store", "/s", "--ray", "http://me:pw@h:1"], "no user and no password"),
+        (["run", "--input", "/a.csv", "--store", "/s", "--ray", "http://127.0.0.1:9"], "cannot be reached"),
+    ],
+)
+def test_a_request_is_checked_before_anything_is_sent(arguments, message) -> None:
+    given = arguments if "--ray" in arguments else [*arguments, "--ray", "http://127.0.0.1:9"]
+    assert message in topicscale("submit", *given, code=2).stderr
+
+
+def test_a_runtime_environment_holds_no_secret(tmp_path) -> None:
+    file = tmp_path / "env.yaml"
+    file.write_text("env_vars: {AWS_SECRET_ACCESS_KEY: abc}\n")
+    command = ["submit", "run", "--input", "/a.csv", "--store", "/s", "--ray", "http://127.0.0.1:9", "--runtime-env", str(file)]
+    done = topicscale(*command, code=2)
+    assert "AWS_SECRET_ACCESS_KEY" in done.stderr
+    assert "abc" not in done.stderr
+
+
+def test_spark_submit_runs_the_job(source, local, tmp_path) -> None:
+    import pyspark
+
+    from spark.jars import jar_folder
+
+    jars = ",".join(map(str, sorted(jar_folder().glob("*.jar"))))
+    program = Path(pyspark.__file__).parent / "bin" / "spark-submit"
+    options = ["--master", "local[2]", "--jars", jars, "--conf", "spark.driver.bindAddress=127.0.0.1", "--conf", "spark.ui.enabled=false"]
+    script = Path(__file__).parents[2] / "jobs" / "run.py"
+    environment = os.environ | {"PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
+
+    def run(*given: str) -> subprocess.CompletedProcess[str]:
+        command = [str(program), *given, str(script), "--input", str(source), "--store", str(tmp_path / "store"), *OPTIONS]
+        return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=LIMIT, env=environment)
+
+    without = run(*options[:2], *options[4:])
+    assert without.returncode == 2, without.stderr[-2000:]
+    assert "must be given Delta's jars" in without.stderr
+    done = run(*options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert contents(str(tmp_path / "store")) == local
