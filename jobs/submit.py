@@ -142,14 +142,24 @@ def submit(asked: Submission, address: str, *, say: Callable[[str], None] = lamb
         client = _client(address)
         if address.startswith("http://") and os.environ.get("RAY_AUTH_TOKEN") and not _here(address):
             say(f"The token goes to {address} unencrypted. Use https, or a tunnel (kubectl port-forward, ssh -L).")
+        request = {
+            "entrypoint": shlex.join(["python", "-m", "jobs.cli", *command]),
+            "submission_id": job,
+            "runtime_env": environment,
+            "metadata": {"topicscale": _version(), "command": asked.command[0], "store": asked.store or ""},
+        }
         with _answering(address):
-            client.submit_job(
-                entrypoint=shlex.join(["python", "-m", "jobs.cli", *command]),
-                submission_id=job,
-                runtime_env=environment,
-                metadata={"topicscale": _version(), "command": asked.command[0], "store": asked.store or ""},
-            )
-    return job
+            began = time.monotonic()
+            while True:
+                try:
+                    client.submit_job(**request)
+                    return job
+                except RuntimeError as error:
+                    # a head takes jobs some seconds after it answers
+                    if "No available agent" not in str(error) or time.monotonic() - began > LOST:
+                        raise
+                    say(f"The cluster at {address} takes no jobs yet ({time.monotonic() - began:.0f} s of at most {LOST:.0f}).")
+                    time.sleep(1)
 
 
 def follow(job: str, address: str, *, write: Callable[[str], None], say: Callable[[str], None]) -> Ended:

@@ -40,8 +40,8 @@ def submitted(cluster: Cluster, source: Path, store: Path, *more: str) -> list[s
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    with Cluster(tmp_path_factory.mktemp("cluster")) as made:
+def cluster():
+    with Cluster() as made:
         for number in (1, 2):
             made.add_ray(number)
             made.add_spark(number)
@@ -189,7 +189,7 @@ def test_matrix(victim, point, cluster, source, local, tmp_path) -> None:
 @pytest.mark.faults
 def test_a_lost_head_is_said_and_another_cluster_goes_on(source, local, tmp_path) -> None:
     store = tmp_path / "store"
-    with Cluster(tmp_path / "first") as cluster:
+    with Cluster() as cluster:
         cluster.add_ray(1)
         cluster.add_spark(1)
         log = (tmp_path / "log").open("w+")
@@ -205,7 +205,7 @@ def test_a_lost_head_is_said_and_another_cluster_goes_on(source, local, tmp_path
         assert job.wait(LIMIT) == 1
         log.seek(0)
         assert "submit the same command again" in log.read()
-    with Cluster(tmp_path / "second") as cluster:
+    with Cluster() as cluster:
         cluster.add_ray(1)
         cluster.add_spark(1)
         topicscale(*submitted(cluster, source, store), env=cluster.client)
