@@ -9,12 +9,15 @@ ARG PACKAGES=pyspark|py4j|delta-spark|pyyaml
 # haproxy is the TLS in front of Spark Connect, which has none of its own
 RUN apt-get update && apt-get install -y --no-install-recommends openjdk-17-jre-headless haproxy && rm -rf /var/lib/apt/lists/*
 RUN useradd --uid 10001 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin topicscale
+ENV UV_NO_CACHE=1 UV_COMPILE_BYTECODE=1
 ENV VENV=/opt/topicscale APP=/opt/topicscale/app SPARK_HOME=/opt/topicscale/lib/python3.11/site-packages/pyspark
 WORKDIR /opt/topicscale/app
 COPY requirements.txt ./
 RUN python3.11 -m venv "$VENV"
+RUN awk '/^[^ #]/ { mine = /^uv==/ } mine' requirements.txt > uv.txt \
+    && "$VENV/bin/pip" install --no-cache-dir --require-hashes -r uv.txt
 RUN awk -v names="^($PACKAGES)==" '/^[^ #]/ { mine = $0 ~ names } mine' requirements.txt > chosen.txt \
-    && "$VENV/bin/pip" install --no-cache-dir --no-deps --require-hashes -r chosen.txt
+    && "$VENV/bin/uv" pip install --python "$VENV/bin/python" --require-hashes --no-deps -r chosen.txt
 COPY conf ./conf
 COPY topicscale ./topicscale
 COPY spark ./spark
