@@ -6,8 +6,11 @@ import copy
 import ipaddress
 import json
 import re
+import shutil
 import subprocess
 
+import jsonschema
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -36,7 +39,6 @@ README = (K8S / "README.md").read_text(encoding="utf-8")
 
 def core_errors(document):
     """Return what Kubernetes' own schema says against a document, unknown fields included."""
-    kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate, which has Kubernetes' schemas")
     try:
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
     except kubernetes_validate.ValidationError as error:
@@ -46,8 +48,6 @@ def core_errors(document):
 
 def crd_errors(document):
     """Return what a custom resource's schema says against a document. Templates it leaves open are checked as Kubernetes' own."""
-    import jsonschema
-
     if not CRDS.is_dir():
         pytest.skip("needs the schemas of the custom resources beside the checkout (../shared/crds)")
     schema = json.loads((CRDS / CRD_OF[document["apiVersion"], document["kind"]]).read_text())
@@ -75,7 +75,7 @@ def test_rendering_is_clean_and_the_same_with_every_tool(overlay) -> None:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_document_fits_its_schema(overlay) -> None:
     found = {f"{d['kind']}/{d['metadata']['name']}": errors(d) for d in rendered(overlay)}
-    assert found == dict.fromkeys(found, [])
+    assert found == {name: [] for name in found}
 
 
 @pytest.mark.parametrize(
@@ -369,3 +369,31 @@ def test_versions_are_those_of_the_environment() -> None:
     assert cluster["rayVersion"] == ray.__version__
     assert one("cpu", "SparkConnect")["spec"]["sparkVersion"] == pyspark.__version__
     assert one("spark", "SparkApplication")["spec"]["sparkVersion"] == pyspark.__version__
+
+
+def test_the_readme_s_own_overlay_renders(tmp_path) -> None:
+    shutil.copytree(K8S, tmp_path / "k8s")
+    block = next(part for part in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if "# my/kustomization.yaml" in part)
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my" / "kustomization.yaml").write_text(block)
+    (tmp_path / "my" / "job.yaml").write_text("input: {paths: [mine.csv]}\n")
+    done = subprocess.run([*renderers()[0], tmp_path / "my"], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    documents = list(yaml.safe_load_all(done.stdout))
+    assert [errors(document) for document in documents] == [[]] * len(documents)
+    images = {value for document in documents for path, value in walk(document) if path and path[-1] == "image"}
+    assert images == {"registry.example.com/topicscale-ray:0.1.0", "registry.example.com/topicscale-spark:0.1.0"}
+    (job,) = [document for document in documents if document["kind"] == "RayJob"]
+    assert "--store s3://mine/topics" in job["spec"]["entrypoint"]
+    (config,) = [document["data"]["job.yaml"] for document in documents if document["metadata"]["name"] == "topicscale-job"]
+    assert "mine.csv" in config
+
+
+def test_the_readme_s_commands_are_ten_and_name_files_that_exist() -> None:
+    block = next(part for part in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) if "kind create cluster" in part)
+    commands = block.strip().splitlines()
+    assert len(commands) == 10
+    for path in re.findall(r"k8s/[\w./-]+", block):
+        assert (K8S.parent / path).exists(), path
+    for overlay in OVERLAYS:
+        assert f"| `{overlay}` |" in README
