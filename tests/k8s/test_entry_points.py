@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -35,8 +36,8 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def arguments(overlay: str, given: list[str], tmp_path: Path) -> list[str]:
-    """Return the job's arguments, with the overlay's configuration in a file, a small input and a store here."""
+def arguments(overlay: str, given: list[str], tmp_path: Path, **changed: dict[str, object]) -> list[str]:
+    """Return the job's arguments, with the overlay's configuration in a file, sections ``changed``, a small input and a store here."""
     data = one(overlay, "ConfigMap", "topicscale-job")["data"]
     config = yaml.safe_load(data["job.yaml"])
     tmp_path.mkdir(exist_ok=True)
@@ -52,11 +53,11 @@ def arguments(overlay: str, given: list[str], tmp_path: Path) -> list[str]:
         config["embedding"]["model"] = "all-MiniLM-L6-v2"
     if "/" in config.get("llm", {}).get("model", ""):
         config["llm"]["model"] = "smollm2-135m-instruct"
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(config | changed))
     given = list(given)
     given[given.index("--config") + 1] = str(tmp_path / "job.yaml")
     given[given.index("--store") + 1] = str(tmp_path / "store")
-    return [*given, "--dry-run"]
+    return given
 
 
 def test_ray_jobs_entry_points_run_without_a_jvm(tmp_path) -> None:
@@ -66,14 +67,14 @@ def test_ray_jobs_entry_points_run_without_a_jvm(tmp_path) -> None:
         python, *rest = shlex.split(one(overlay, "RayJob")["spec"]["entrypoint"])
         assert python == "python"
         environment = {"PATH": str(Path(sys.executable).parent), "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
-        command = [sys.executable, *arguments(overlay, rest, tmp_path / overlay)]
+        command = [sys.executable, *arguments(overlay, rest, tmp_path / overlay), "--dry-run"]
         started[overlay] = subprocess.Popen(
             command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
     for overlay, process in started.items():
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, (overlay, err)
-        plan = yaml.safe_load(out)
+        plan = json.loads(out)
         assert plan["input"]["format"] == "csv", overlay
         assert plan["workers"] == "as many as auto holds", overlay
 
@@ -91,13 +92,19 @@ def test_the_spark_application_runs_under_spark_submit(tmp_path) -> None:
     (tmp_path / "spark.properties").write_text("".join(f"{key} {moved(value)}\n" for key, value in settings.items()))
     # as Spark on Kubernetes calls the driver's image
     command = [str(K8S / "images" / "entrypoint.sh"), "driver", "--properties-file", str(tmp_path / "spark.properties")]
-    command += ["--class", "org.apache.spark.deploy.PythonRunner", script, *arguments("spark", spec["arguments"], tmp_path / "job")]
+    command += [
+        "--class",
+        "org.apache.spark.deploy.PythonRunner",
+        script,
+        *arguments("spark", spec["arguments"], tmp_path / "job"),
+        "--dry-run",
+    ]
     environment = os.environ | {
         "SPARK_HOME": spark_home(), "PYSPARK_PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "SPARK_DRIVER_BIND_ADDRESS": "127.0.0.1",
     }  # fmt: skip
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    assert "none + evoc" in done.stdout, done.stdout
+    assert json.loads(done.stdout)["clustering"] == "none + evoc"
 
 
 def test_an_executor_starts_and_asks_for_its_driver(tmp_path) -> None:
@@ -155,19 +162,9 @@ def test_the_submitter_waits_for_spark_and_probes_tell_whether_it_listens() -> N
     assert "topicscale-spark-server:15002 must answer" in done.stdout
 
 
-_CLIENT = """
-import sys
-from spark.session import start, stop
-from topicscale.config import SparkConfig
-spark = start(SparkConfig(remote=sys.argv[1]))
-spark.range(3).write.format("delta").save(sys.argv[2])
-print(spark.read.format("delta").load(sys.argv[2]).count())
-stop(spark)
-"""
-
-
 @pytest.mark.skipif(HAPROXY is None, reason="needs haproxy (make test installs it where apt can)")
-def test_spark_connect_answers_over_tls_to_those_who_have_the_token(tmp_path) -> None:
+@pytest.mark.timeout(900)
+def test_the_dev_job_runs_over_tls_for_those_who_have_the_token(tmp_path) -> None:
     pytest.importorskip("grpc", reason="needs the extra 'connect'")
     made = secrets("topicscale", "localhost")
     token = made["topicscale-spark-token"]["token"].decode()
@@ -197,24 +194,28 @@ def test_spark_connect_answers_over_tls_to_those_who_have_the_token(tmp_path) ->
     proxy = subprocess.Popen([HAPROXY, "-f", str(tmp_path / "haproxy.cfg")], stdout=log, stderr=log)
     try:
         wait_for(inner, server)
-        client = {key: value for key, value in environment.items() if key != "SPARK_CONNECT_AUTHENTICATE_TOKEN"}
+        job = templates(one("dev", "RayJob"))["head"]["spec"]["containers"][0]
+        assert {"SPARK_CONNECT_AUTHENTICATE_TOKEN", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"} <= {variable["name"] for variable in job["env"]}
+        client = {"PATH": str(Path(sys.executable).parent), "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}  # and no Java
         client |= {"GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(tmp_path / "ca.crt")}
-        remote = f"sc://localhost:{outer}/;use_ssl=true"
+        _, *given = shlex.split(one("dev", "RayJob")["spec"]["entrypoint"])
+        remote = {"remote": f"sc://localhost:{outer}/;use_ssl=true"}
 
-        def ask(name: str, *, given: str | None) -> subprocess.CompletedProcess[str]:
+        def run(name: str, *, token: str | None) -> subprocess.CompletedProcess[str]:
             return subprocess.run(
-                [sys.executable, "-c", _CLIENT, remote, str(tmp_path / name)],
-                env=client | ({"SPARK_CONNECT_AUTHENTICATE_TOKEN": given} if given else {}),
-                capture_output=True, text=True, timeout=240, check=False,
+                [sys.executable, *arguments("dev", given, tmp_path / name, ray={"actors": 1, "cpus_per_actor": 1}, spark=remote)],
+                env=client | ({"SPARK_CONNECT_AUTHENTICATE_TOKEN": token} if token else {}),
+                cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False,
             )  # fmt: skip
 
-        served = ask("with", given=token)
-        assert (served.returncode, served.stdout.strip()) == (0, "3"), served.stderr[-2000:]
+        served = run("with", token=token)
+        assert served.returncode == 0, served.stderr[-3000:]
+        assert json.loads(served.stdout)["documents"] == 200
         for name, wrong in (("without", None), ("wrong", "0" * 64)):
-            refused = ask(name, given=wrong)
-            assert refused.returncode != 0
-            assert "does not answer" in refused.stderr, refused.stderr[-2000:]
-            assert not (tmp_path / name).exists()
+            refused = run(name, token=wrong)
+            assert refused.returncode == 2, refused.stderr[-2000:]
+            assert "does not answer" in refused.stderr
+            assert not list((tmp_path / name / "store").glob("documents/*.parquet"))
         said = (tmp_path / "server.log").read_text() + Path(f"/proc/{server.pid}/cmdline").read_text() + served.stderr
         assert token not in said
     finally:

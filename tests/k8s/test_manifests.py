@@ -248,7 +248,8 @@ def test_workers_go_to_spot_nodes_and_what_a_job_cannot_lose_does_not(overlay) -
         affinity = template["spec"]["affinity"]["nodeAffinity"]
         keys = {toleration["key"] for toleration in template["spec"].get("tolerations", [])}
         if name.split("/")[1] in ("cpu", "gpu", "llm", "executor"):
-            assert {"cloud.google.com/gke-spot", "kubernetes.azure.com/scalesetpriority"} <= keys, name
+            spot = {"cloud.google.com/gke-spot", "kubernetes.azure.com/scalesetpriority"}
+            assert keys == spot | ({"nvidia.com/gpu"} if name.split("/")[1] in ("gpu", "llm") else set()), name
             assert len(affinity["preferredDuringSchedulingIgnoredDuringExecution"]) == 4, name
         else:
             assert not keys, name
