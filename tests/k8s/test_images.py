@@ -100,3 +100,16 @@ def test_what_is_copied_is_in_the_repository_and_sent_to_the_build(image) -> Non
             for source in rest.split()[:-1]:
                 assert (ROOT / source).exists(), source
                 assert f"!{source}" in sent or (source.endswith(".sh") and "!k8s/images/*.sh" in sent), source
+
+
+@pytest.mark.parametrize(("packages", "expected"), [("pyspark|pyyaml", {"pyspark", "pyyaml"}), (".*", None)])
+def test_packages_are_chosen_from_the_hashed_requirements(tmp_path, packages, expected) -> None:
+    text = (ROOT / "requirements.txt").read_text()
+    (step,) = [rest for word, rest in instructions("spark") if word == "RUN" and "chosen.txt" in rest]
+    shutil.copy(ROOT / "requirements.txt", tmp_path)
+    command = step.partition("&&")[0]
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, env=os.environ | {"PACKAGES": packages}, timeout=60, check=True)
+    chosen = (tmp_path / "chosen.txt").read_text()
+    names = set(re.findall(r"^([\w.-]+)==", chosen, re.MULTILINE))
+    assert names == (expected or set(re.findall(r"^([\w.-]+)==", text, re.MULTILINE)))
+    assert chosen.count("--hash=") >= len(names)

@@ -383,7 +383,7 @@ def test_the_readme_s_own_overlay_renders(tmp_path) -> None:
     documents = list(yaml.safe_load_all(done.stdout))
     assert [errors(document) for document in documents] == [[]] * len(documents)
     images = {value for document in documents for path, value in walk(document) if path and path[-1] == "image"}
-    assert images == {"registry.example.com/topicscale-ray:0.1.0", "registry.example.com/topicscale-spark:0.1.0"}
+    assert images == {"example.com/team/topicscale-ray:0.1.0", "example.com/team/topicscale-spark:0.1.0"}
     (job,) = [document for document in documents if document["kind"] == "RayJob"]
     assert "--store s3://mine/topics" in job["spec"]["entrypoint"]
     (config,) = [document["data"]["job.yaml"] for document in documents if document["metadata"]["name"] == "topicscale-job"]
