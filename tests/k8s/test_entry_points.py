@@ -109,11 +109,14 @@ def test_the_spark_application_runs_under_spark_submit(tmp_path) -> None:
 
 def test_an_executor_starts_and_asks_for_its_driver(tmp_path) -> None:
     conf = one("cpu", "SparkConnect")["spec"]["sparkConf"]
-    environment = os.environ | {
+    (tmp_path / "token").write_bytes(secrets("topicscale")["topicscale-spark-token"]["token"])
+    # what an executor must know before it can ask its driver, Spark hands to its JVM
+    options = [conf["spark.executor.extraJavaOptions"], "-Dspark.rpc.numRetries=1", f"-Dspark.authenticate={conf['spark.authenticate']}"]
+    options += [f"-Dspark.authenticate.secret.file={tmp_path / 'token'}", "-Dspark.network.crypto.enabled=true"]
+    environment = os.environ | {f"SPARK_JAVA_OPT_{n}": option for n, option in enumerate(options)}
+    environment |= {
         "SPARK_HOME": spark_home(),
         "SPARK_CLASSPATH": moved(conf["spark.executor.extraClassPath"]),
-        "SPARK_JAVA_OPT_0": conf["spark.executor.extraJavaOptions"],
-        "SPARK_JAVA_OPT_1": "-Dspark.rpc.numRetries=1",
         "SPARK_EXECUTOR_MEMORY": "256m",
         "SPARK_EXECUTOR_CORES": "1",
         "SPARK_EXECUTOR_ID": "1",
