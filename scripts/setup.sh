@@ -2,7 +2,7 @@
 # Leave the environment in .venv/, with everything a laptop needs and the command .venv/bin/topicscale.
 #
 #   scripts/setup.sh            the environment, Java, the Delta jars
-#   scripts/setup.sh browser    Chromium and its driver too (the report's browser tests)
+#   scripts/setup.sh tests      what some tests need too: Chromium and its driver (the report), kustomize and haproxy (k8s/)
 #   scripts/setup.sh bertopic   the peer of the benchmarks too, in .venv-bertopic/
 #
 # Each step leaves a stamp with a digest of what it read, written after the step has ended: a second run redoes only
@@ -142,6 +142,33 @@ browser_step() {
     apt_install chromium chromium-driver || say "apt could not install Chromium: the browser tests will be skipped"
 }
 
+KUSTOMIZE=v5.8.1
+kustomize_step() {
+    done_already kustomize "$KUSTOMIZE" && [[ -x "$VENV/bin/kustomize" ]] && return
+    local skipped="without it the tests of k8s/ use kubectl, or are skipped"
+    if ! command -v go > /dev/null; then
+        say "no Go to build kustomize with: $skipped"
+        return
+    fi
+    say "building kustomize"
+    if GOBIN="$VENV/bin" go install "sigs.k8s.io/kustomize/kustomize/v5@$KUSTOMIZE" < /dev/null > "$VENV/kustomize.txt" 2>&1; then
+        stamp kustomize "$KUSTOMIZE"
+    else
+        say "Go could not build kustomize ($(tail -n 1 "$VENV/kustomize.txt")): $skipped"
+    fi
+}
+
+haproxy_step() {
+    if PATH="$PATH:/usr/sbin" command -v haproxy > /dev/null; then return; fi
+    local skipped="the test of Spark Connect's TLS will be skipped"
+    if ! can_apt; then
+        say "no haproxy: $skipped. To run it: sudo apt-get install -y haproxy"
+        return
+    fi
+    say "installing haproxy"
+    RUNLEVEL=1 apt_install haproxy || say "apt could not install haproxy: $skipped"  # installed, and no service started
+}
+
 bertopic_step() {
     local want peer="$PWD/.venv-bertopic"
     want="$(digest benchmarks/bertopic/requirements.txt <(printf '%s' "$peer"))"
@@ -165,6 +192,10 @@ project_step
 jars_step
 kernels_step
 case "${1:-}" in
-    browser) browser_step ;;
+    tests)
+        browser_step
+        kustomize_step
+        haproxy_step
+        ;;
     bertopic) bertopic_step ;;
 esac
