@@ -1,7 +1,7 @@
 """A real cluster on one machine: Ray nodes and Spark workers, each with an address of its own on loopback (127.0.0.x).
 
 Ray asks for a token and Spark for a secret, as on any cluster. A node's processes carry its name in their environment, so
-that it can be killed or halted whole.
+that it can be killed or halted whole, and that a cluster ends with the tests that started it, even killed ones.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ LIMIT = 240.0
 """Seconds within which a node is up, on a busy machine."""
 STORE_BYTES = 100_000_000
 """Ray's shared memory a node."""
+ROOT = Path(__file__).parents[1]
 MARK = "TEST_CLUSTER_NODE"
 
 
@@ -49,6 +50,8 @@ class Cluster:
 
     def __enter__(self) -> Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix="cluster-"))
+        reap = [sys.executable, "-m", "tests.cluster", str(self.folder)]
+        self._reaper = subprocess.Popen(reap, stdin=subprocess.PIPE, cwd=ROOT, start_new_session=True)
         self.gcs, self.dashboard, self.spark_port = (free_port(self.host) for _ in range(3))
         (conf := self.folder / "spark.conf").touch(mode=0o600)
         conf.write_text(f"spark.authenticate true\nspark.authenticate.secret {self.secret}\n")
@@ -66,9 +69,9 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name in {path.stem for path in self.folder.glob("*.log")}:
-            self.kill(name)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        assert self._reaper.stdin is not None
+        self._reaper.stdin.close()
+        self._reaper.wait()
 
     @property
     def ray(self) -> str:
@@ -102,7 +105,7 @@ class Cluster:
     def _machine(self, name: str, host: str) -> dict[str, str]:
         """The environment of a machine of the cluster."""
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        python = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+        python = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         beside = {"PATH": path, "PYTHONPATH": python, "SPARK_LOCAL_IP": host, "RAY_USAGE_STATS_ENABLED": "0"}
         # else one number for the machine, which a second cluster on it cannot have
         beside |= {f"{part}_METRIC_PORT": str(free_port("")) for part in ("DASHBOARD", "AUTOSCALER")}
@@ -140,12 +143,7 @@ class Cluster:
 
     def processes(self, name: str) -> list[psutil.Process]:
         """Return all processes of a node."""
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get(MARK) == f"{self.folder}:{name}":
-                    found.append(process)
-        return found
+        return _marked(f"{self.folder}:{name}")
 
     def kill(self, name: str) -> None:
         """End a node as a power cut does."""
@@ -165,7 +163,29 @@ class Cluster:
                 process.send_signal(number)
 
 
+def _marked(mark: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK, "").startswith(mark):
+                found.append(process)
+    return found
+
+
+def _reap(folder: Path) -> None:
+    """Wait for the end of who started a cluster, however it comes, and end the cluster."""
+    sys.stdin.read()
+    for process in _marked(f"{folder}:"):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def _listens(host: str, port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
         return True
     return False
+
+
+if __name__ == "__main__":
+    _reap(Path(sys.argv[1]))

@@ -35,8 +35,26 @@ def topicscale(*arguments: str, env: dict[str, str] | None = None, code: int | N
     return done
 
 
+# for a small corpus: Spark's own defaults would make hundreds of tasks of it
+SPARK = ["--set", "spark.conf={spark.sql.shuffle.partitions: 2, spark.databricks.delta.snapshotPartitions: 2, spark.executor.memory: 512m}"]
+
+
 def submitted(cluster: Cluster, source: Path, store: Path, *more: str) -> list[str]:
-    return ["submit", "run", "--input", str(source), "--store", str(store), *OPTIONS, "--ray", cluster.ray, "--spark", cluster.spark, *more]
+    return [
+        "submit",
+        "run",
+        "--input",
+        str(source),
+        "--store",
+        str(store),
+        *OPTIONS,
+        *SPARK,
+        "--ray",
+        cluster.ray,
+        "--spark",
+        cluster.spark,
+        *more,
+    ]
 
 
 @pytest.fixture(scope="module")
