@@ -100,6 +100,10 @@ class Engines:
         began = time.monotonic()
         try:
             self._layout, self._our_ray = runtime.start(self._config.ray)
+            if runtime.is_open(self._config.ray):
+                self._say(
+                    "The Ray cluster asks for no token: whoever reaches it can run programs on it. Set RAY_AUTH_MODE=token on its machines."
+                )
             self._pool = self.workers(self._layout)
             for method, arguments in warm.items():
                 self._pool.warm(method, **arguments)

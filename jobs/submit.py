@@ -32,6 +32,8 @@ LOOK = 5.0
 """Seconds between looks at a job that is followed."""
 LOST = 60.0
 """Seconds without an answer after which a cluster counts as gone."""
+START = 180.0
+"""Seconds that a head may take from its first answer to its first job."""
 ANSWER = 30.0
 """Seconds that one answer may take."""
 CONFIG = "topicscale.yaml"
@@ -156,9 +158,9 @@ def submit(asked: Submission, address: str, *, say: Callable[[str], None] = lamb
                     return job
                 except RuntimeError as error:
                     # a head takes jobs some seconds after it answers
-                    if "No available agent" not in str(error) or time.monotonic() - began > LOST:
+                    if "No available agent" not in str(error) or time.monotonic() - began > START:
                         raise
-                    say(f"The cluster at {address} takes no jobs yet ({time.monotonic() - began:.0f} s of at most {LOST:.0f}).")
+                    say(f"The cluster at {address} takes no jobs yet ({time.monotonic() - began:.0f} s of at most {START:.0f}).")
                     time.sleep(1)
 
 
@@ -334,7 +336,7 @@ def _client(address: str) -> Any:
 
         from ray.job_submission import JobSubmissionClient
 
-        logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
+        logging.getLogger("ray").setLevel(logging.WARNING)
 
         class Client(JobSubmissionClient):  # type: ignore[misc,valid-type]
             """Ray's, whose requests would wait for ever for a machine that is gone."""

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -105,7 +106,7 @@ def local_plan(config: RayConfig) -> Layout | None:
     """
     if config.where is not None:
         return None
-    return plan(config, [Node(_local_cpus(), _local_gpus(), float(psutil.virtual_memory().total))])
+    return plan(config, [Node(_local_cpus(), _local_gpus(), _local_memory())])
 
 
 def start(config: RayConfig) -> tuple[Layout, bool]:
@@ -223,6 +224,11 @@ def _quiet() -> None:
     worker._worker_logs_enabled = False
 
 
+def is_open(config: RayConfig) -> bool:
+    """Return whether this process joined a cluster without a token: then everyone who reaches it can."""
+    return config.where is not None and os.environ.get("RAY_AUTH_MODE") != "token"
+
+
 def stop() -> None:
     """Leave the cluster; a local one ends."""
     import ray
@@ -231,7 +237,23 @@ def stop() -> None:
 
 
 def _local_cpus() -> int:
-    return len(os.sched_getaffinity(0))
+    seen = len(os.sched_getaffinity(0))
+    quota, _, period = _limit("cpu.max").partition(" ")
+    return max(1, min(seen, int(quota) // int(period))) if quota.isdecimal() else seen
+
+
+def _local_memory() -> float:
+    limit = _limit("memory.max")
+    total = float(psutil.virtual_memory().total)
+    return min(total, float(limit)) if limit.isdecimal() else total
+
+
+def _limit(name: str) -> str:
+    """Return what a container may have; it sees all of its machine otherwise."""
+    try:
+        return Path("/sys/fs/cgroup", name).read_text().strip()
+    except OSError:
+        return ""
 
 
 def _local_gpus() -> float:

@@ -7,6 +7,7 @@ here only because a classic session must be given the process it runs in.
 from __future__ import annotations
 
 import os
+import queue
 import shutil
 import socket
 import subprocess
@@ -72,7 +73,7 @@ def start(
         Java is missing or too old, the server or master does not answer, or the JVM ended while starting.
     """
     if config.remote or config.connects:
-        return _connect(config, app_name)
+        return _connect(config, app_name, timeout)
     # in this process a second session would share the first one's JVM and ignore most of its settings
     from pyspark import SparkConf, SparkContext
     from pyspark.java_gateway import launch_gateway
@@ -154,7 +155,7 @@ def check_java() -> int:
     return release
 
 
-def _connect(config: SparkConfig, app_name: str) -> SparkSession:
+def _connect(config: SparkConfig, app_name: str, timeout: float) -> SparkSession:
     from pyspark.sql import SparkSession
 
     remote = config.where
@@ -164,13 +165,37 @@ def _connect(config: SparkConfig, app_name: str) -> SparkSession:
     builder = SparkSession.builder.remote(remote).appName(app_name)
     for key, value in config.conf.items():
         builder = builder.config(key, _text(value))
-    try:
+
+    def connected() -> SparkSession:
         session = builder.create() if config.connects else builder.getOrCreate()
-        session.version  # noqa: B018  the first call that needs an answer
-        session.conf.set("spark.sql.session.timeZone", "UTC")
+        session.conf.set("spark.sql.session.timeZone", "UTC")  # the first call that needs an answer
+        return session
+
+    try:
+        return _within(timeout, connected)
     except Exception as error:
         raise ResourceError(f"The Spark Connect server at {remote!r} does not answer: {_first_line(error)}") from error
-    return session
+
+
+def _within(seconds: float, call: Callable[[], SparkSession]) -> SparkSession:
+    """Return what a call returns, or raise TimeoutError: the client tries for ever to agree on a certificate that does not fit."""
+    ended: queue.Queue[tuple[SparkSession | None, Exception | None]] = queue.Queue()
+
+    def run() -> None:
+        try:
+            ended.put((call(), None))
+        except Exception as error:
+            ended.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        value, error = ended.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {seconds:g} s; is its certificate made for this name?") from None
+    if error is not None:
+        raise error
+    assert value is not None
+    return value
 
 
 def _knock_master(masters: str) -> None:

@@ -186,7 +186,7 @@ def test_the_job_asks_for_workers_that_its_groups_can_give(overlay) -> None:
     config = Config.from_dict(yaml.safe_load(one(overlay, "ConfigMap", "topicscale-job")["data"]["job.yaml"]))
     groups = one(overlay, "RayJob")["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     assert [group["groupName"] for group in groups] == ["cpu", "gpu", "llm"]
-    room = 0
+    room = least = 0
     for group in groups:
         assert 0 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
@@ -194,9 +194,11 @@ def test_the_job_asks_for_workers_that_its_groups_can_give(overlay) -> None:
         fits = int(limits["cpu"]) // config.ray.cpus_per_actor
         if config.ray.gpus_per_actor:
             fits = min(fits, int(gpus / config.ray.gpus_per_actor))
-        room += group["minReplicas"] * fits
-    # the groups' least holds the workers asked for: the driver counts what there is when it starts
+        room += group["maxReplicas"] * fits
+        least += group["minReplicas"] * fits
+    # work begins with the first worker, and the autoscaler brings machines for the others
     assert room >= config.ray.actors
+    assert least >= 1
     assert config.ray.address == "auto"
     assert config.spark.remote == "sc://topicscale-spark-server:15002/;use_ssl=true"
     assert one(overlay, "SparkConnect")["metadata"]["name"] + "-server" == "topicscale-spark-server"  # the operator's name of its service
