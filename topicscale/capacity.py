@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -197,8 +197,9 @@ class Plan:
     tables: Mapping[str, float]
     """Bytes of each table."""
     assumed: Mapping[str, tuple[str, ...]]
-    """Stage -> the rates it rests on that nobody measured."""
-    advice: tuple[str, ...] = field(default=())
+    """Stage -> what it rests on that nobody measured: rates, by name, and other assumptions."""
+    advice: tuple[str, ...] = ()
+    """What limits, and what to change."""
 
     @property
     def seconds(self) -> float:
@@ -241,7 +242,7 @@ def plan(request: Request, rates: Rates) -> Plan:
     - embed: ``N min(t, max) (d / 384)^3 / (rate G)``, or ``W p`` in place of G; at least the time that W p processors take to make
       tokens for the GPUs. An encoder d wide has about d / 64 layers (6 at 384, 12 at 768), of 12 d^2 weights each.
     - cluster: ``N log2(n) (d / 384) / (rate W)``: EVoC uses one thread, so that workers count, not their processors.
-    - calibrate: constant, since its sample is.
+    - calibrate: constant, since its sample is; but every vector is read to find it.
     - merge: ``2 M / rate`` for M local topics, on one machine: once to find the topics, once for their lineage. M is the number of
       documents over the size of a local topic, of which the least is bounded (see ``cluster.local_min_cluster_size``). Its memory
       grows with ``M d``.
@@ -291,7 +292,9 @@ def plan(request: Request, rates: Rates) -> Plan:
     embed = embedded * flops / (rate["embed_gpu"] * request.gpus if on_gpu else rate["embed_cpu"] * processors)
     embed_rates = ("embed_gpu", "tokenize") if on_gpu else ("embed_cpu",)
     starved = on_gpu and making > embed
-    a_pass = max(documents * topics * dimensions / (rate["assign"] * processors), vectors / (rate["network"] * workers))
+    reading = vectors / (rate["network"] * workers)
+    comparing = documents * topics * dimensions / (rate["assign"] * processors)
+    a_pass, pass_rates = max((comparing, ("assign",)), (reading, ("network",)))
     passes = TopicsConfig().rounds + 3
     sums = topics * dimensions * 8.0
 
@@ -312,17 +315,20 @@ def plan(request: Request, rates: Rates) -> Plan:
             "documents x log(partition) / workers", ("cluster",),
             worker_memory=held, reads=vectors, writes=tables["local_assignments"] + tables["local_topics"],
         ),
-        Stage("calibrate", "Ray", rate["calibrate"], "constant", ("calibrate",), worker_memory=held, reads=vectors),
+        Stage(
+            "calibrate", "Ray", max(rate["calibrate"], reading), "constant, or the bytes of the vectors / workers",
+            ("calibrate",) if rate["calibrate"] >= reading else ("network",), worker_memory=held, reads=vectors,
+        ),
         Stage(
             "merge", "driver", 2 * local / rate["merge"] * width if partitions > 1 else 0.0, "local topics", ("merge", "leaves"),
             driver_memory=local * rate["merge_memory"] * width, reads=2 * tables["local_topics"],
         ),
         Stage(
-            "refine", "Ray", passes * a_pass, "documents x topics x dimensions / processors of the workers", ("assign", "network"),
+            "refine", "Ray", passes * a_pass, "documents x topics x dimensions / processors of the workers", pass_rates,
             worker_memory=held, driver_memory=2 * sums, reads=passes * vectors, shuffles=passes * min(partitions, 16 * workers) * sums,
         ),
         Stage(
-            "assign", "Ray", 2 * a_pass * uneven, "documents x topics x dimensions / processors of the workers", ("assign", "network"),
+            "assign", "Ray", 2 * a_pass * uneven, "documents x topics x dimensions / processors of the workers", pass_rates,
             worker_memory=held, reads=3 * vectors + rows, writes=rows, shuffles=partitions * sums,
         ),
         Stage(
@@ -334,12 +340,12 @@ def plan(request: Request, rates: Rates) -> Plan:
     ]  # fmt: skip
     if request.labels:
         found.append(Stage("label", "Ray", topics / (rate["label"] * workers), "topics / workers", ("label",)))
-    assumed = {
-        stage.name: names for stage in found if (names := tuple(name for name in stage.rates if not rates[name].measured))
-    }  # fmt: skip
+    assumed = {stage.name: [name for name in stage.rates if not rates[name].measured] for stage in found}
+    if dimensions != DIMENSIONS:
+        assumed["embed"].append(f"layers of a model of {dimensions} dimensions")
     stages = tuple(_priced(stage, request) for stage in found)
-    result = Plan(request, partitions, topics, local, stages, tables, assumed)
-    return Plan(request, partitions, topics, local, stages, tables, assumed, tuple(_advice(result, starved=starved)))
+    result = Plan(request, partitions, topics, local, stages, tables, {name: tuple(names) for name, names in assumed.items() if names})
+    return replace(result, advice=tuple(_advice(result, starved=starved)))
 
 
 def _priced(stage: Stage, request: Request) -> Stage:
@@ -349,13 +355,13 @@ def _priced(stage: Stage, request: Request) -> Stage:
     cores = request.spark_cores if stage.engine == "Spark" else request.workers * request.threads
     gpus = 0.0 if stage.engine == "Spark" else request.gpus
     hourly = cores * (request.core_hour or 0.0) + gpus * (request.gpu_hour or 0.0)
-    return Stage(**{**stage.__dict__, "cost": stage.seconds / 3600 * hourly})
+    return replace(stage, cost=stage.seconds / 3600 * hourly)
 
 
 _CHANGES = {
     "start": "Nothing: the corpus is small.",
     "ingest": "More Spark cores.",
-    "embed": "More GPUs, or a smaller model (topicscale export tells what the formats of one cost).",
+    "embed": "More GPUs (or, without any, processors), or a smaller model (topicscale export tells what the formats of one cost).",
     "cluster": "More workers: EVoC uses one thread of each. ray.cpus_per_actor=1, or ray.gpus_per_actor=.25 where workers share GPUs.",
     "calibrate": "Nothing: the corpus is small.",
     "merge": "A larger cluster.min_cluster_size: fewer local topics. Or stores of their own for parts of the corpus, and topicscale merge.",
