@@ -25,7 +25,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from functools import reduce
 from itertools import pairwise
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ from jobs.progress import Bar, Ui
 from jobs.stages import publish
 from ray_actors.parts import Done, to_list_array
 from ray_actors.pool import Pool
-from ray_actors.refine import STEPS, _nearest
+from ray_actors.refine import STEPS, nearer, nearest_in
 from ray_actors.runtime import Layout
 from ray_actors.sample import _position
 from topicscale import refine
@@ -124,10 +126,11 @@ class Pretender:
 
         return Pilot(height=0.05, agreement=1.0, documents=len(vectors), topics=PLANTED, noise=0.0)
 
-    def apply(self, *, step: str, arguments: list[Any], partition_id: str, **_: Any) -> Any:
+    def apply(self, *, step: str, arguments: list[Any], partition_ids: list[str], **_: Any) -> Any:
         import ray
 
-        return STEPS[step](vectors_of(partition_id, self._width), *ray.get(arguments))
+        given = ray.get(arguments)
+        return reduce(add, (STEPS[step](vectors_of(pid, self._width), *given) for pid in partition_ids))
 
     def assign(self, *, references: Any, cutoffs: Any, named: Any, store_uri: str, partition_id: str, **_: Any) -> Done:
         self._trouble("assign", partition_id)
@@ -135,12 +138,15 @@ class Pretender:
         rows = pa.table({"doc_id": self._ids(partition_id), "topic_id": topics, "probability": probabilities})
         return Done(ROWS, {"assignments": write_part(store_uri, "assignments", partition_id, rows)}, {"outliers": 0})
 
-    def summarise(self, *, number: int, representatives: int, partition_id: str, **_: Any) -> Any:
-        ids, vectors = self._ids(partition_id), vectors_of(partition_id, self._width)
-        topics = np.repeat([int(partition_id.split("-")[1]) % number, 0], ROWS // 2).astype(np.int32)
-        assigned = pa.table({"doc_id": ids, "topic_id": topics, "probability": np.ones(ROWS, np.float32)})
-        sums = refine.collect(vectors, topics + 1, number + 1)
-        return sums, _nearest(assigned, pa.chunked_array([ids]), number, representatives)
+    def summarise(self, *, number: int, representatives: int, partition_ids: list[str], **_: Any) -> Any:
+        totals, best = [], [[] for _ in range(number)]
+        for pid in partition_ids:
+            ids, vectors = self._ids(pid), vectors_of(pid, self._width)
+            topics = np.repeat([int(pid.split("-")[1]) % number, 0], ROWS // 2).astype(np.int32)
+            assigned = pa.table({"doc_id": ids, "topic_id": topics, "probability": np.ones(ROWS, np.float32)})
+            totals.append(refine.collect(vectors, topics + 1, number + 1))
+            best = nearer(best, nearest_in(assigned, pa.chunked_array([ids]), number, representatives, pid), representatives)
+        return reduce(add, totals), best
 
     def texts(self, *, doc_ids: list[str], **_: Any) -> dict[str, dict[str, str]]:
         return {doc_id: {"text": doc_id} for doc_id in doc_ids}
@@ -155,7 +161,7 @@ class Pretender:
         number = int(partition_id.split("-")[1])
         if number % SLOW == SLOW - 1:
             time.sleep(SECONDS)
-        if number % DIES == DIES // 2:
+        if number % DIES == 60:
             mark = self._marks / f"{stage}-{number}"
             if not mark.exists():
                 mark.touch()
