@@ -30,6 +30,8 @@ MAX_TOKENS = 256
 """Tokens after which that model truncates a text."""
 SIMULATED = 20_000
 """Partitions that the driver was tried with (``benchmarks/partitions.py``)."""
+SHUFFLES = 200
+"""Tasks that a shuffle of Spark's has unless it is told otherwise (``spark.sql.shuffle.partitions``, on a cluster)."""
 DRIVER_MEMORY = 32 * 2**30
 """Bytes above which a driver's memory is worth a word."""
 GIVEN = Path(__file__).with_name("rates.yaml")
@@ -387,6 +389,11 @@ def _advice(found: Plan, *, starved: bool) -> list[str]:
         advice.append(
             f"{found.request.workers:,} workers have {found.partitions:,} partitions to do: the others wait. Make partitions smaller "
             "(partition.target_documents), or take fewer workers."
+        )
+    if found.request.spark_cores > SHUFFLES:
+        advice.append(
+            f"{found.request.spark_cores:,} Spark cores are more than the {SHUFFLES} tasks of a shuffle: "
+            f"--set spark.conf='{{spark.sql.shuffle.partitions: {4 * found.request.spark_cores}}}'"
         )
     merge = next(stage for stage in found.stages if stage.name == "merge")
     if merge.driver_memory > DRIVER_MEMORY:
