@@ -237,7 +237,7 @@ def drive(path: Path, config: Config, workers: int) -> None:
     store = Store(path)
     watch = Watch(path.parent / "watch.jsonl")
     watch.note("start")
-    publish._count_terms = _pretend_terms
+    publish.count_terms = _pretend_terms
     with store.lock(run_id := new_run_id()):
         job = Job(store, config, run_id, watch, PretendEngines(config, workers))
         try:

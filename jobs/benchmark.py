@@ -1,7 +1,8 @@
 """`topicscale benchmark`: run the whole job on a sample, and write the rates of this machine or cluster for `topicscale plan`.
 
-The job runs twice: on a few documents, which tells what any run costs, and on the sample. Rates are read out of the second run's
-log, from its units where a stage has units, and from what it took more than the first where it has none.
+The job runs twice: on a few documents, which tells what any run costs, and on the sample, out of whose log most rates are read. Spark
+does its two stages once more, on many copies of the sample, since it has hardly begun where embedding has long to go; and what takes
+moments in a sample (comparing with topics, merging, making tokens) is timed by itself.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import json
 import math
 import os
 import platform
-import statistics
 import tempfile
 import time
 from collections.abc import Mapping
@@ -21,23 +21,30 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
 
 from jobs.docstrings import build_corpus
+from jobs.job import new_run_id, opened
 from jobs.progress import Ui
 from jobs.run import run, validate
+from jobs.stages import ingest, publish
 from ray_actors import runtime
 from ray_actors.runtime import Layout
 from topicscale import models
+from topicscale.algorithms import limited
 from topicscale.capacity import DIMENSIONS, Rate, write_rates
 from topicscale.cluster import local_min_cluster_size, unit
-from topicscale.config import Config
+from topicscale.config import Config, InputConfig
 from topicscale.errors import RequestError
 from topicscale.merge import Leaves, merge
-from topicscale.store import Store
+from topicscale.refine import assign
+from topicscale.store import Store, UnitWrite, write_part
 
 FEW, LEAST = 2_000, 5_000
 """Documents of the first run, and of the smallest sample that says something."""
-LEAVES = 20_000
+MANY = 200_000
+"""Documents that Spark alone reads and counts."""
+LEAVES, COMPARED, TOPICS = 20_000, 20_000, 500
 TEXTS = 1_000
 """Texts that are made into tokens alone."""
 
@@ -102,12 +109,15 @@ def benchmark(
             few = _run(_on_docstrings(config, Path(folder) / "few.jsonl", FEW), Path(folder) / "few", ui)
             given = config if config.input.paths else _on_docstrings(config, Path(folder) / "sample.jsonl", documents)
             sample = _run(given, Path(folder) / "sample", ui)
+            many = _spark_alone(config, Path(folder), ui)
     finally:
         if ours:
             runtime.stop()
     where = f"{machine()}; {layout}{f' at {config.ray.address}' if config.ray.address else ''}, Spark with {spark_cores} cores"
     source = f"topicscale benchmark, {date.today()}, {sample.documents:,} documents in {sample.partitions:,} partitions"
-    rates = {name: Rate(float(f"{value:.4g}"), where, source) for name, value in _rates(few, sample, layout, spark_cores, given).items()}
+    rates = {
+        name: Rate(float(f"{value:.4g}"), where, source) for name, value in _rates(few, sample, many, layout, spark_cores, given).items()
+    }
     write_rates(output, rates)
     return {"rates": {name: dataclasses.asdict(rate) for name, rate in rates.items()}, "output": output, "seconds": dict(sample.seconds)}
 
@@ -174,13 +184,46 @@ def _run(config: Config, folder: Path, ui: Ui) -> Measured:
     )
 
 
-def _size(store: Store, name: str) -> int:
-    import pyarrow as pa
+@dataclasses.dataclass(frozen=True)
+class SparkAlone:
+    """Spark's stages on many documents."""
 
+    characters: int
+    seconds: Mapping[str, float]
+    """By stage."""
+
+
+def _spark_alone(config: Config, folder: Path, ui: Ui) -> SparkAlone:
+    """Return what Spark takes for many copies of a sample's texts, each with a word of its own, in as many topics as the sample has."""
+    texts = Store(folder / "sample").read("documents", ["text"])["text"].to_pylist()
+    path, characters = folder / "many.jsonl", 0
+    with path.open("w", encoding="utf-8") as out:
+        for number in range(MANY):
+            text = f"{texts[number % len(texts)]} copy{number // len(texts)}"
+            characters += len(text)
+            out.write(json.dumps({"id": str(number), "text": text}) + "\n")
+    given = dataclasses.replace(
+        config,
+        input=InputConfig(paths=(str(path),), id_column="id"),
+        partition=dataclasses.replace(config.partition, column=None, number=16),
+    )
+    store = Store(folder / "many", create=True)
+    with opened(store, given, new_run_id(), ui, rows=MANY) as job:
+        for partition in ingest.ingest(job, validate(given)):
+            pid = partition.partition_id
+            ids = store.read("documents", ["doc_id"], partitions=[pid])["doc_id"]
+            topics = np.arange(len(ids), dtype=np.int32) % TOPICS
+            rows = pa.table({"doc_id": ids, "topic_id": topics, "probability": np.ones(len(ids), np.float32)})
+            store.commit("assignments", [UnitWrite("assign", pid, "0" * 32, write_part(store.uri, "assignments", pid, rows))])
+        publish.count_terms(job, "0" * 32)
+        return SparkAlone(characters, dict(job.timings))
+
+
+def _size(store: Store, name: str) -> int:
     return sum(pa.table(store.table(name).get_add_actions())["size_bytes"].to_pylist())
 
 
-def _rates(few: Measured, sample: Measured, layout: Layout, spark_cores: int, config: Config) -> dict[str, float]:
+def _rates(few: Measured, sample: Measured, many: SparkAlone, layout: Layout, spark_cores: int, config: Config) -> dict[str, float]:
     """Return the rates that two runs tell, by the names of :data:`topicscale.capacity.UNITS`."""
     per_token, made = _tokens(sample.texts, config)
     threads, gpus = layout.cpus, layout.gpus
@@ -192,17 +235,16 @@ def _rates(few: Measured, sample: Measured, layout: Layout, spark_cores: int, co
     constant -= sum(seconds for stage in ("embed", "cluster", "assign") for _, seconds in few.units[stage]) / layout.actors
     return {
         "start": max(constant, 1.0),
-        "ingest": _beyond(few, sample, "ingest") / spark_cores,
+        "ingest": _beyond(few, many, "ingest") / spark_cores,
         "tokenize": made,
         ("embed_gpu" if gpus else "embed_cpu"): tokens * width**3 / (embedding * (gpus or threads)),
-        "cluster": statistics.median(rows * math.log2(max(rows, 2)) * width / max(s, 1e-3) for rows, s in sample.units["cluster"]),
+        # the best unit: a worker's first one loads libraries
+        "cluster": max(rows * math.log2(max(rows, 2)) * width / max(seconds, 1e-3) for rows, seconds in sample.units["cluster"]),
         "calibrate": sample.seconds["calibrate"],
         "leaves": sample.documents / (max(sample.detail["refine"]["local"], 1) * smallest),
         "merge": _merging(),
-        "assign": statistics.median(
-            rows * max(sample.topics, 1) * sample.dimensions / (max(s, 1e-3) * threads) for rows, s in sample.units["assign"]
-        ),
-        "terms": _beyond(few, sample, "terms") / spark_cores,
+        "assign": _comparing(threads),
+        "terms": _beyond(few, many, "terms") / spark_cores,
         "publish": sample.seconds["map"] + sample.seconds["publish"],
         "characters": per_token,
         "text_bytes": sample.table_bytes["documents"] / sample.characters,
@@ -211,15 +253,9 @@ def _rates(few: Measured, sample: Measured, layout: Layout, spark_cores: int, co
     }
 
 
-def _beyond(few: Measured, sample: Measured, stage: str) -> float:
-    """Return the characters a second of what a stage did in the sample's run beyond the first run.
-
-    Where the difference is lost in noise, of all it did: a rate that is too low rather than none.
-    """
-    more, longer = sample.characters - few.characters, sample.seconds[stage] - few.seconds[stage]
-    if more > 0 and longer > 0.1 * few.seconds[stage]:
-        return more / longer
-    return sample.characters / sample.seconds[stage]
+def _beyond(few: Measured, many: SparkAlone, stage: str) -> float:
+    """Return the characters a second of what a stage did with many documents beyond what it did with few: start-up aside."""
+    return (many.characters - few.characters) / max(many.seconds[stage] - few.seconds[stage], 0.1 * many.seconds[stage])
 
 
 def _tokens(texts: list[str], config: Config) -> tuple[float, float]:
@@ -239,6 +275,17 @@ def _tokens(texts: list[str], config: Config) -> tuple[float, float]:
         else:
             os.environ["TOKENIZERS_PARALLELISM"] = parallel
     return sum(map(len, texts)) / made, made / seconds
+
+
+def _comparing(threads: int) -> float:
+    """Return the multiplications and additions a second that one of so many processors does, comparing documents with topics."""
+    random = np.random.default_rng(0)
+    vectors, topics = (unit(random.normal(size=(rows, DIMENSIONS))).astype(np.float32) for rows in (COMPARED, TOPICS))
+    cutoffs = np.zeros(TOPICS, np.float32)
+    with limited(threads):
+        began = time.perf_counter()
+        assign(vectors, topics, cutoffs)
+        return COMPARED * TOPICS * DIMENSIONS / (time.perf_counter() - began) / threads
 
 
 def _merging() -> float:

@@ -248,8 +248,8 @@ def plan(request: Request, rates: Rates) -> Plan:
     - merge: ``2 M / rate`` for M local topics, on one machine: once to find the topics, once for their lineage. M is the number of
       documents over the size of a local topic, of which the least is bounded (see ``cluster.local_min_cluster_size``). Its memory
       grows with ``M d``.
-    - refine: 6 passes (3 rounds, two histograms, a count), each ``N k d / (rate W p)``, or as long as W workers take to read ``4 N d``
-      bytes.
+    - refine: 6 passes (3 rounds, two histograms, a count), each ``N k d / (rate W p)``, and the time that W workers take to read
+      ``4 N d`` bytes.
     - assign: one such pass that writes, and one that adds up what was written.
     - terms: ``N c / (rate S)``; texts and assignments are joined, which shuffles the texts once.
     - publish: constant: the map is of a sample, and what is written is of topics.
@@ -296,7 +296,8 @@ def plan(request: Request, rates: Rates) -> Plan:
     starved = on_gpu and making > embed
     reading = vectors / (rate["network"] * workers)
     comparing = documents * topics * dimensions / (rate["assign"] * processors)
-    a_pass, pass_rates = max((comparing, ("assign",)), (reading, ("network",)))
+    a_pass = comparing + reading
+    pass_rates = ("assign", "network") if reading > 0.1 * a_pass else ("assign",)
     passes = TopicsConfig().rounds + 3
     sums = topics * dimensions * 8.0
 

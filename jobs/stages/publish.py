@@ -81,7 +81,7 @@ def publish(
     beside = _Thread(on_ray)
     beside.start()
     try:
-        _count_terms(job, terms)
+        count_terms(job, terms)
     finally:
         beside.join()
     summary = beside.result()
@@ -101,7 +101,8 @@ def publish(
     return fp
 
 
-def _count_terms(job: Job, fp: str) -> None:
+def count_terms(job: Job, fp: str) -> None:
+    """Write ``topic_terms``, unless it holds what ``fp`` says."""
     if says(job.store.unit_version("topic_terms", "terms"), fp):
         return
     from spark import terms as shell

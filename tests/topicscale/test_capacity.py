@@ -144,3 +144,20 @@ def test_wrong_rates_are_refused(text, said, tmp_path) -> None:
     with pytest.raises(RequestError, match=r"rates\.yaml") as caught:
         read_rates(path)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--documents", "100"], "--documents must be at least 5,000"),
+        (["--output", "nowhere/rates.yaml"], "--output must be a file in a folder that exists"),
+        (["--spark", "spark://host:7077"], "--spark-cores must say"),
+        (["--set", "input.embedding_column=vector"], "must embed"),
+        (["--input", "nowhere.csv"], "nowhere.csv"),
+    ],
+)
+def test_a_wrong_benchmark_is_refused_before_anything_starts(options, said, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["benchmark", "--output", "rates.yaml", *options]) == cli.BAD_REQUEST
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "rates.yaml").exists()
