@@ -88,7 +88,7 @@ def describe(found: Plan) -> str:
     priced = found.cost is not None
     lines = [
         f"corpus      {asked.documents:,} documents of {asked.tokens:g} tokens, about {found.topics:,} topics",
-        f"machines    {asked.workers:,} workers of {asked.threads} CPUs, {on}; Spark with {asked.spark_cores:,} cores",
+        f"machines    {runtime.Layout(asked.workers, asked.threads, 0.0)}, {on}; Spark with {asked.spark_cores:,} cores",
         f"partitions  {found.partitions:,}, with about {found.local_topics:,} local topics",
         "",
         f"{'stage':<10} {'by':<7} {'time':>9} {'share':>6} {'worker':>9} {'driver':>9} {'reads':>9} {'writes':>9} {'shuffles':>9}"

@@ -36,8 +36,13 @@ def test_twice_the_gpus_embed_and_cluster_in_half_the_time() -> None:
     assert seconds("terms", spark_cores=1024) == pytest.approx(seconds("terms") / 2)
 
 
-def test_gpus_wait_for_tokens_where_they_have_few_processors() -> None:
-    assert seconds("embed", ray_cpus=64) > seconds("embed", ray_cpus=64 * 64)
+def test_gpus_wait_for_tokens_where_they_have_few_processors(tmp_path) -> None:
+    rates = read_rates()
+    write_rates(tmp_path / "rates.yaml", {"tokenize": dataclasses.replace(rates["tokenize"], value=rates["embed_gpu"].value / 4)})
+    asked = {"documents": 10**9, "tokens": 60.0, "gpus": 64, "spark_cores": 512, "rates": str(tmp_path / "rates.yaml")}
+    starved, fed = plan(**asked, ray_cpus=64), plan(**asked, ray_cpus=64 * 8)
+    assert starved.stages[2].seconds == pytest.approx(4 * fed.stages[2].seconds)
+    assert "tokens are made slower" in starved.stages[2].law
 
 
 def test_the_stage_that_limits_is_named_with_what_to_change() -> None:
