@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import platform
 import re
 import shlex
 import subprocess
@@ -18,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from jobs.benchmark import machine as machine
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -148,17 +149,6 @@ def _proportional(pid: int) -> int:
         return 0
     found = re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)
     return int(found[1]) * 1024 if found else 0
-
-
-def machine() -> str:
-    """Return what the figures were measured on: processor and what it multiplies fast, memory, Python."""
-    info = Path("/proc/cpuinfo").read_text()
-    name = next((line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")), platform.machine())
-    flags = set(info.partition("flags")[2].split("\n", 1)[0].split())
-    fast = " ".join(flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if flag in flags)
-    memory = psutil.virtual_memory().total / 2**30
-    processors = f"{len(os.sched_getaffinity(0))} processors{f' ({fast})' if fast else ''}"
-    return f"{name}, {processors}, {memory:.0f} GiB, Python {platform.python_version()}"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

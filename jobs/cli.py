@@ -94,9 +94,9 @@ def _run(options: argparse.Namespace) -> int:
     config = configuration(options)
     ui = _ui(options)
     if options.dry_run:
-        from jobs.plan import describe, plan
+        from jobs.dry_run import describe, dry_run
 
-        found = plan(config, options.store)
+        found = dry_run(config, options.store)
         print(json.dumps(found, indent=2) if options.json else describe(found))
         return DONE
     try:
@@ -123,6 +123,60 @@ def _ended(result: Any, options: argparse.Namespace) -> int:
         for partition_id, error in sorted(units.items()):
             print(f"failed: {stage} of partition {partition_id}: {error}", file=sys.stderr)
     return FAILED if result.failed else DONE
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from jobs.plan import describe, plan, to_dict
+
+    found = plan(
+        documents=_number(options.documents, "--documents"),
+        tokens=options.tokens,
+        gpus=options.gpus,
+        spark_cores=options.spark_cores,
+        ray_cpus=options.ray_cpus,
+        dimensions=options.model_dim,
+        topics=options.topics,
+        labels=options.labels,
+        gpu_hour=options.cost_gpu_hour,
+        core_hour=options.cost_core_hour,
+        gigabyte_month=options.cost_gb_month,
+        rates=options.rates,
+    )
+    print(json.dumps(to_dict(found), indent=2) if options.json else describe(found))
+    return DONE
+
+
+def _number(text: str, name: str) -> int:
+    """Return a whole number that may be written as 1e9."""
+    try:
+        value = float(text.replace("_", "").replace(",", ""))
+        if value == int(value):
+            return int(value)
+    except (ValueError, OverflowError):
+        pass
+    raise RequestError(f"{name} must be a whole number, such as 1000000 or 1e6. Got {text!r} instead.")
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    from jobs.benchmark import benchmark, describe
+
+    config = load(file=options.config, overrides=options.set, values=_input_of(options))
+    found = benchmark(
+        config, options.output, documents=_number(options.documents, "--documents"), spark_cores=options.spark_cores, ui=_ui(options)
+    )
+    print(json.dumps(found, indent=2) if options.json else describe(found))
+    return DONE
+
+
+def _input_of(options: argparse.Namespace) -> dict[str, Any]:
+    values: dict[str, Any] = {"input": {"paths": options.input}} if options.input else {}
+    if options.text_column:
+        values.setdefault("input", {})["text_column"] = options.text_column
+    if options.ray:
+        values["ray"] = {"address": options.ray}
+    if options.spark:
+        values["spark"] = {"remote" if options.spark.startswith("sc://") else "master": options.spark}
+    return values
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -588,6 +642,58 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--task", nargs="+", action="extend", default=[], metavar="TASK", help="measure the formats' loss, as evaluate --task does"
     )
+
+    plan = add(
+        "plan",
+        _plan,
+        "Tell, stage by stage, how long a corpus takes on given machines, what memory, storage and network it needs, what it costs, and "
+        "what limits. Computed from measured rates; nothing is started.",
+        store=None,
+    )
+    plan.epilog = (
+        "examples:\n"
+        "  topicscale plan --documents 1e9 --tokens 60 --gpus 64 --spark-cores 512\n"
+        "  topicscale plan --documents 2e6 --tokens 120 --spark-cores 32 --ray-cpus 64 --rates rates.yaml\n"
+        "  topicscale plan --documents 1e8 --tokens 60 --gpus 8 --spark-cores 128 --cost-gpu-hour 2.5 --cost-core-hour .04 --json"
+    )
+    plan.add_argument("--documents", required=True, metavar="N", help="for example 1e9")
+    plan.add_argument("--tokens", required=True, type=float, metavar="N", help="of a document, in the mean (an English word is about 1.3)")
+    plan.add_argument("--gpus", type=int, default=0, metavar="N", help="one worker for each (default: 0, embedding on processors)")
+    plan.add_argument("--spark-cores", required=True, type=int, metavar="N", help="of all executors together")
+    plan.add_argument("--ray-cpus", type=int, metavar="N", help="of all workers together (default: 8 a GPU; without GPUs --spark-cores)")
+    plan.add_argument("--model-dim", type=int, default=384, metavar="N", help="dimensions of the embedding model (default: 384)")
+    plan.add_argument("--topics", type=int, metavar="N", help="topics expected (default: one for 200 documents, at most 2,000)")
+    plan.add_argument("--labels", action="store_true", help="with names by the language model")
+    plan.add_argument("--cost-gpu-hour", type=float, metavar="X", help="price of a GPU for an hour")
+    plan.add_argument("--cost-core-hour", type=float, metavar="X", help="price of a processor core for an hour")
+    plan.add_argument("--cost-gb-month", type=float, metavar="X", help="price of a gigabyte of storage for a month")
+    plan.add_argument("--rates", metavar="FILE", help="rates of your own, as benchmark writes them (default: the packaged ones)")
+    benchmark = add(
+        "benchmark",
+        _benchmark,
+        "Run the whole job on a sample and write the rates of this machine or cluster, for plan --rates.",
+        store=None,
+    )
+    benchmark.epilog = (
+        "examples:\n"
+        "  topicscale benchmark --output rates.yaml\n"
+        "  topicscale benchmark --output rates.yaml --input tickets.csv --text-column body --documents 50000\n"
+        "  topicscale benchmark --output rates.yaml --ray auto --spark spark://host:7077"
+    )
+    benchmark.add_argument("--output", required=True, metavar="FILE", help="the rates, as YAML")
+    benchmark.add_argument(
+        "--input", nargs="+", metavar="PATH", help="a corpus, as run takes it (default: docstrings of the installed packages)"
+    )
+    benchmark.add_argument("--text-column", metavar="C[,C]", help="column(s) with the text (default: text)")
+    benchmark.add_argument("--documents", default="20000", metavar="N", help="of the docstrings (default: 20000)")
+    benchmark.add_argument("--ray", metavar="ADDRESS", help="a running Ray cluster (default: this machine)")
+    benchmark.add_argument("--spark", metavar="MASTER", help="a Spark master or sc://... (default: this machine)")
+    benchmark.add_argument("--spark-cores", type=int, metavar="N", help="of all executors together; required with --spark")
+    benchmark.add_argument("--config", metavar="FILE", help=f"YAML file, or the name of a preset: {', '.join(presets())}")
+    benchmark.add_argument(
+        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="any value of the configuration, as YAML; may be repeated"
+    )
+    benchmark.add_argument("--quiet", action="store_true", help="warnings and errors only")
 
     add("status", _status, "Show stages, partitions done, failed and pending, rows, quarantine by reason, and rates.")
     topics = add("topics", _topics, "List topics with their sizes and keywords.")

@@ -44,8 +44,11 @@ CODE = dict.fromkeys(
     1,
 )
 """Raised when a stage's code makes other rows of the same input, so that old results are not taken for new ones."""
-FLUSH_UNITS, FLUSH_SECONDS = 64, 3.0
-"""Finished units are committed together once there are so many, or the oldest waited so long."""
+FLUSH_UNITS, FLUSH_SECONDS, FLUSH_SHARE = 64, 3.0, 0.05
+"""Finished units are committed together once there are so many, or the oldest waited so long. Where commits are slow (many partitions, a
+far store) it waits longer, so that they take no more than this share of the time."""
+GROUPS = 16
+"""Where partitions' results are added up, a worker adds those of a group of partitions before the driver does: so many groups a worker."""
 
 
 @dataclass(frozen=True)
@@ -198,14 +201,17 @@ class Job:
     ) -> set[str]:
         finished: set[str] = set()
         buffer: list[tuple[str, Done]] = []
-        oldest = time.monotonic()
+        oldest, patience = time.monotonic(), FLUSH_SECONDS
 
         def commit() -> None:
+            nonlocal patience
+            began = time.monotonic()
             for table in tables:
                 self.store.commit(table, [UnitWrite(stage, pid, fingerprints[pid], done.files.get(table, ())) for pid, done in buffer])
             finished.update(pid for pid, _ in buffer)
             buffer.clear()
             self.flush()
+            patience = max(FLUSH_SECONDS, (time.monotonic() - began) / FLUSH_SHARE)
 
         with self.ui.stage(stage, sum(rows[pid] for pid in pending)) as bar:
             try:
@@ -221,7 +227,7 @@ class Job:
                         oldest = time.monotonic()
                     buffer.append((outcome.key, done))
                     bar.advance(rows[outcome.key])
-                    if len(buffer) >= FLUSH_UNITS or time.monotonic() - oldest >= FLUSH_SECONDS:
+                    if len(buffer) >= FLUSH_UNITS or time.monotonic() - oldest >= patience:
                         commit()
             finally:
                 commit()  # also when interrupted: what is finished stays finished
@@ -244,7 +250,7 @@ class Job:
         self, partitions: Iterable[str], rows: Mapping[str, int], embeddings_version: int, *, stage: str
     ) -> Callable[..., Iterable[Any]]:
         """Return the ``over`` that :func:`topicscale.refine.refine` maps its steps with."""
-        keys = sorted(partitions)
+        groups = self.groups(partitions, rows)
 
         def over(step: Callable[..., Any] | str, *arguments: Any) -> Iterable[Any]:
             import ray
@@ -253,26 +259,33 @@ class Job:
             shared = [ray.put(value) for value in arguments]  # once, not once a partition
             units = [
                 Unit(
-                    pid,
+                    key,
                     {
                         "step": name,
                         "arguments": shared,
                         "store_uri": self.store.uri,
-                        "partition_id": pid,
+                        "partition_ids": group,
                         "embeddings_version": embeddings_version,
                     },
                 )
-                for pid in keys
+                for key, group in groups.items()
             ]
-            with self.ui.stage(f"{stage}", sum(rows[pid] for pid in keys)) as bar:
+            with self.ui.stage(f"{stage}", sum(rows[pid] for group in groups.values() for pid in group)) as bar:
                 for outcome in self.engines.pool.run("apply", units):
                     if outcome.error is not None:
                         # every later number depends on every partition, so there is nothing to go on with
                         raise JobFailed(f"{stage}: {name} failed on partition {outcome.key}: {outcome.error}")
-                    bar.advance(rows[outcome.key])
+                    bar.advance(sum(rows[pid] for pid in groups[outcome.key]))
                     yield outcome.value
 
         return over
+
+    def groups(self, partitions: Iterable[str], rows: Mapping[str, int]) -> dict[str, list[str]]:
+        """Return partitions in groups of about equal rows, at most :data:`GROUPS` a worker, by what to call each in a message."""
+        keys = sorted(partitions, key=lambda pid: (-rows[pid], pid))
+        number = min(len(keys), GROUPS * self.engines.pool.layout.actors)
+        groups = [keys[start::number] for start in range(number)]
+        return {group[0] + (f" or one of {len(group) - 1} others" if len(group) > 1 else ""): group for group in groups}
 
     def whole(self, stage: str, unit_fingerprint: str, *, rows: int, seconds: float, detail: Any = None) -> None:
         """Note a stage that is one unit as done."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import heapq
+from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,9 @@ from ray_actors.parts import Done, read_partition, to_matrix
 from topicscale import refine as steps
 from topicscale.errors import RequestError
 from topicscale.store import write_part
+
+Nearest = tuple[float, str, str, str]
+"""A topic's candidate document: (-probability, doc_id, text_hash, partition_id)."""
 
 
 def count(vectors: npt.NDArray[np.float32], references: npt.NDArray[np.float32], cutoffs: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
@@ -52,10 +58,14 @@ STEPS: dict[str, Callable[..., Any]] = {
 }
 
 
-def apply(*, step: str, arguments: tuple[Any, ...], store_uri: str, partition_id: str, embeddings_version: int) -> Any:
-    """Return what a step of :mod:`topicscale.refine` makes of one partition's vectors."""
-    rows = read_partition(store_uri, "embeddings", partition_id, ["doc_id", "vector"], embeddings_version)
-    return STEPS[step](to_matrix(rows["vector"]), *arguments)
+def apply(*, step: str, arguments: tuple[Any, ...], store_uri: str, partition_ids: Sequence[str], embeddings_version: int) -> Any:
+    """Return the sum of what a step of :mod:`topicscale.refine` makes of some partitions' vectors, one partition after another."""
+
+    def one(partition_id: str) -> Any:
+        rows = read_partition(store_uri, "embeddings", partition_id, ["doc_id", "vector"], embeddings_version)
+        return STEPS[step](to_matrix(rows["vector"]), *arguments)
+
+    return reduce(add, map(one, partition_ids))
 
 
 def assign(
@@ -81,47 +91,80 @@ def summarise(
     number: int,
     representatives: int,
     store_uri: str,
-    partition_id: str,
+    partition_ids: Sequence[str],
     embeddings_version: int,
     assignments_version: int,
-) -> tuple[steps.Sums, list[list[tuple[float, str, str]]]]:
-    """Return one partition's statistics of ``number`` topics, outliers first.
+) -> tuple[steps.Sums, list[list[Nearest]]]:
+    """Return some partitions' statistics of ``number`` topics, outliers first.
 
     Returns
     -------
     sums : Sums
         (number + 1,) counts and vector sums; row 0 is the outliers, row t + 1 topic t.
-    nearest : list of list of (probability, doc_id, text_hash)
+    nearest : list of list of Nearest
         For each topic the most probable documents with distinct texts, best first; equals go by ``doc_id``.
     """
-    embeddings = read_partition(store_uri, "embeddings", partition_id, ["doc_id", "text_hash", "vector"], embeddings_version)
-    assigned = read_partition(store_uri, "assignments", partition_id, ["doc_id", "topic_id", "probability"], assignments_version)
-    sums = steps.collect(to_matrix(embeddings["vector"]), assigned["topic_id"].to_numpy() + 1, number + 1)
-    return sums, _nearest(assigned, embeddings["text_hash"], number, representatives)
+    total: steps.Sums | None = None
+    best: list[list[Nearest]] = [[] for _ in range(number)]
+    for pid in partition_ids:
+        embeddings = read_partition(store_uri, "embeddings", pid, ["doc_id", "text_hash", "vector"], embeddings_version)
+        assigned = read_partition(store_uri, "assignments", pid, ["doc_id", "topic_id", "probability"], assignments_version)
+        sums = steps.collect(to_matrix(embeddings["vector"]), assigned["topic_id"].to_numpy() + 1, number + 1)
+        total = sums if total is None else total + sums
+        best = nearer(best, nearest_in(assigned, embeddings["text_hash"], number, representatives, pid), representatives)
+    assert total is not None
+    return total, best
 
 
 def nearest(
-    *, number: int, representatives: int, store_uri: str, partition_id: str, embeddings_version: int, assignments_version: int
-) -> list[list[tuple[float, str, str]]]:
-    """Return, for each topic, the most probable documents of one partition, as :func:`summarise` does."""
-    hashes = read_partition(store_uri, "embeddings", partition_id, ["doc_id", "text_hash"], embeddings_version)["text_hash"]
-    assigned = read_partition(store_uri, "assignments", partition_id, ["doc_id", "topic_id", "probability"], assignments_version)
-    return _nearest(assigned, hashes, number, representatives)
+    *,
+    number: int,
+    representatives: int,
+    store_uri: str,
+    partition_ids: Sequence[str],
+    embeddings_version: int,
+    assignments_version: int,
+) -> list[list[Nearest]]:
+    """Return, for each topic, the most probable documents of some partitions, as :func:`summarise` does."""
+    best: list[list[Nearest]] = [[] for _ in range(number)]
+    for pid in partition_ids:
+        hashes = read_partition(store_uri, "embeddings", pid, ["doc_id", "text_hash"], embeddings_version)["text_hash"]
+        assigned = read_partition(store_uri, "assignments", pid, ["doc_id", "topic_id", "probability"], assignments_version)
+        best = nearer(best, nearest_in(assigned, hashes, number, representatives, pid), representatives)
+    return best
 
 
-def _nearest(assigned: pa.Table, hashes: pa.ChunkedArray, number: int, representatives: int) -> list[list[tuple[float, str, str]]]:
+def nearer(held: Iterable[list[Nearest]], new: Iterable[list[Nearest]], number: int) -> list[list[Nearest]]:
+    """Return the nearest ``number`` documents of each topic among two lots, with distinct texts.
+
+    Ties go by id, so that the order partitions finish in, and how they are grouped, changes nothing.
+    """
+    return [_first(one, other, number) for one, other in zip(held, new, strict=True)]
+
+
+def _first(one: list[Nearest], other: list[Nearest], number: int) -> list[Nearest]:
+    if not one or not other:
+        return one or other  # most topics are in few partitions
+    distinct: dict[str, Nearest] = {}
+    for candidate in sorted([*one, *other]):
+        distinct.setdefault(candidate[2], candidate)
+    return heapq.nsmallest(number, distinct.values())
+
+
+def nearest_in(assigned: pa.Table, hashes: pa.ChunkedArray, number: int, representatives: int, partition_id: str) -> list[list[Nearest]]:
+    """Return, for each topic, the most probable documents of one partition with distinct texts, best first."""
     topics, probabilities = assigned["topic_id"].to_numpy(), assigned["probability"].to_numpy()
     # doc_id order within equals: the sort is stable and rows come sorted by doc_id
     order = np.lexsort((-probabilities.astype(np.float64), topics))
     starts = np.searchsorted(topics[order], np.arange(number))
-    found: list[list[tuple[float, str, str]]] = []
+    found: list[list[Nearest]] = []
     for topic in range(number):
-        chosen: dict[str, tuple[float, str, str]] = {}
+        chosen: dict[str, Nearest] = {}
         for row in order[starts[topic] :]:
             if topics[row] != topic or len(chosen) == representatives:
                 break
             text = hashes[int(row)].as_py()
-            chosen.setdefault(text, (float(probabilities[row]), assigned["doc_id"][int(row)].as_py(), text))
+            chosen.setdefault(text, (-float(probabilities[row]), assigned["doc_id"][int(row)].as_py(), text, partition_id))
         found.append(list(chosen.values()))
     return found
 

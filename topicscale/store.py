@@ -42,6 +42,7 @@ from deltalake.transaction import AddAction
 from topicscale.config import fingerprint
 from topicscale.errors import RequestError, StoreError, StoreLocked, StoreVersionError
 from topicscale.tables import CONTRACT_VERSION, LOGS, PARTITION, TABLES
+from topicscale.transactions import Transactions
 
 MARKER = "_topicscale.json"
 LOCK = "_lock"
@@ -188,6 +189,7 @@ class Store:
                 f"{CONTRACT_VERSION}. Use the topicscale version that wrote it, or run into a new store."
             )
         self._pinned: Snapshot | None = None
+        self._units: dict[str, Transactions] = {}
 
     def _create(self, marker: Path, site_id: str) -> None:
         check_vacant(self.path)
@@ -254,8 +256,8 @@ class Store:
             Only rows of these partitions (partitioned tables only).
         """
         handle = self.table(name, version=self._version(name, version))
-        filters = None if partitions is None else [(PARTITION, "in", list(partitions))]
-        return handle.to_pyarrow_table(columns=list(columns) if columns is not None else None, filters=filters)
+        only = None if partitions is None else [(PARTITION, "in", list(partitions))]
+        return handle.to_pyarrow_dataset(file_pruning_predicate=only).to_table(columns=list(columns) if columns is not None else None)
 
     def select(self, name: str, columns: Sequence[str], rows: Any) -> pa.Table:
         """Return the rows that fulfil a pyarrow expression, at the pinned generation or the newest version."""
@@ -288,12 +290,20 @@ class Store:
             handle = self.table(name)
         return handle.transaction_version(unit_id(stage, partition_id))
 
+    def unit_versions(self, name: str, *, version: int | None = None, handle: DeltaTable | None = None) -> Mapping[str, int]:
+        """Return the ``txn`` version of every unit in a table, by :func:`unit_id`: what tells of many units at once."""
+        known = self._units.get(name, Transactions())
+        found = known.to(self.table(name, version=version) if handle is None else handle)
+        if found.at > known.at:
+            self._units[name] = found
+        return found.versions
+
     def done(self, name: str, stage: str, fingerprints: Mapping[str, str]) -> set[str]:
         """Return the partitions of ``fingerprints`` (partition -> fingerprint) whose rows in ``name`` are those."""
         if not self.has(name):
             return set()
-        handle = self.table(name)
-        return {pid for pid, fp in fingerprints.items() if says(handle.transaction_version(unit_id(stage, pid)), fp)}
+        versions = self.unit_versions(name)
+        return {pid for pid, fp in fingerprints.items() if says(versions.get(unit_id(stage, pid)), fp)}
 
     def commit(self, name: str, writes: Sequence[UnitWrite]) -> None:
         """Replace the rows of many units of one table in one transaction.
@@ -310,10 +320,11 @@ class Store:
             for write in writes
             for file in write.files
         ]
+        versions = self.unit_versions(name, handle=handle)
         transactions = []
         for write in writes:
             app = unit_id(write.stage, write.partition_id)
-            transactions.append(Transaction(app, next_version(handle.transaction_version(app), write.fingerprint)))
+            transactions.append(Transaction(app, next_version(versions.get(app), write.fingerprint)))
         handle.create_write_transaction(
             adds,  # type: ignore[arg-type]
             mode="overwrite",

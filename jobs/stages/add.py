@@ -17,6 +17,7 @@ from jobs.stages import publish
 from jobs.stages.refine import Topics
 from jobs.stages.zeroshot import Names, key_of
 from ray_actors.parts import to_matrix
+from ray_actors.refine import Nearest
 from topicscale import labels as naming
 from topicscale.cluster import unit
 from topicscale.federate import vector_sums
@@ -213,7 +214,7 @@ def _write_topics(
     found: Extended,
     total: Sums,
     keywords: Mapping[int, list[tuple[str, float]]],
-    nearest: list[list[publish.Nearest]],
+    nearest: list[list[Nearest]],
     texts: Mapping[str, str],
 ) -> None:
     described = {row["topic_id"]: dict(row) for row in before.rows}

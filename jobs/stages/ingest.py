@@ -91,9 +91,9 @@ def check_base(store: Store, base: Snapshot) -> None:
     partitions = {row[PARTITION] for row in store.table("documents", version=versions["documents"]).partitions()}
     units = [("documents", "ingest", WHOLE), ("pilots", "calibrate", WHOLE), ("document_map", "map", WHOLE)]
     units += [(table, stage, pid) for table, stage in _PER_PARTITION for pid in sorted(partitions)]
-    handles = {table: (store.table(table, version=versions[table]), store.table(table)) for table, _, _ in units}
+    written = {table: (store.unit_versions(table, version=versions[table]), store.unit_versions(table)) for table, _, _ in units}
     for table, stage, pid in units:
-        held, now = (handle.transaction_version(unit_id(stage, pid)) for handle in handles[table])
+        held, now = (found.get(unit_id(stage, pid)) for found in written[table])
         if not agree(held, now):
             raise StoreError(
                 f"A run of {store.uri!r} was cut short after it had begun to change the table {table!r}. Finish it first, by running it "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +16,7 @@ from jobs.stages.cluster import sample
 from jobs.stages.refine import Topics, merge, read_local
 from ray_actors.parts import to_list_array
 from ray_actors.pool import Unit
+from ray_actors.refine import Nearest, nearer
 from topicscale import labels
 from topicscale.cluster import unit
 from topicscale.leaf_terms import term_maps, vocabulary
@@ -28,8 +28,6 @@ from topicscale.terms import name, top_terms
 
 SHOWN_CHARS = 500
 """Characters of a representative document that ``topics`` keeps."""
-Nearest = tuple[float, str, str, str]
-"""A topic's candidate document: (-probability, doc_id, text_hash, partition_id)."""
 _TABLES = ("topics", "topic_lineage", "topic_labels", "site_topics")
 
 
@@ -83,7 +81,7 @@ def publish(
     beside = _Thread(on_ray)
     beside.start()
     try:
-        _count_terms(job, terms)
+        count_terms(job, terms)
     finally:
         beside.join()
     summary = beside.result()
@@ -103,7 +101,8 @@ def publish(
     return fp
 
 
-def _count_terms(job: Job, fp: str) -> None:
+def count_terms(job: Job, fp: str) -> None:
+    """Write ``topic_terms``, unless it holds what ``fp`` says."""
     if says(job.store.unit_version("topic_terms", "terms"), fp):
         return
     from spark import terms as shell
@@ -137,30 +136,20 @@ def summarise(job: Job, number: int, partitions: list[str], rows: Mapping[str, i
         "assignments_version": job.store.table("assignments").version(),
     }
     wanted = job.config.represent.representative_documents
+    groups = job.groups(partitions, rows)
     units = [
-        Unit(pid, {"number": number, "representatives": wanted, "store_uri": job.store.uri, "partition_id": pid, **versions})
-        for pid in partitions
+        Unit(key, {"number": number, "representatives": wanted, "store_uri": job.store.uri, "partition_ids": group, **versions})
+        for key, group in groups.items()
     ]
     total: Sums | None = None
     nearest: list[list[Nearest]] = [[] for _ in range(number)]
     with job.ui.stage("summarise", sum(rows[pid] for pid in partitions)) as bar:
-        for pid, (sums, found) in job.each("summarise", units, stage="summarise"):
+        for key, (sums, found) in job.each("summarise", units, stage="summarise"):
             total = sums if total is None else total + sums
-            nearest = [nearer(held, new, pid, number=wanted) for held, new in zip(nearest, found, strict=True)]
-            bar.advance(rows[pid])
+            nearest = nearer(nearest, found, wanted)
+            bar.advance(sum(rows[pid] for pid in groups[key]))
     assert total is not None
     return total, nearest
-
-
-def nearer(held: list[Nearest], new: Iterable[tuple[float, str, str]], partition_id: str, *, number: int) -> list[Nearest]:
-    """Return the nearest ``number`` of a topic's documents, those of one more partition among them, with distinct texts.
-
-    Ties go by id, so that the order partitions finish in changes nothing.
-    """
-    distinct: dict[str, Nearest] = {}
-    for candidate in sorted([*held, *((-probability, doc_id, text, partition_id) for probability, doc_id, text in new)]):
-        distinct.setdefault(candidate[2], candidate)
-    return heapq.nsmallest(number, distinct.values())
 
 
 def by_partition(nearest: Iterable[list[Nearest]]) -> list[tuple[str, list[str]]]:

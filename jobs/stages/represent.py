@@ -12,6 +12,7 @@ import numpy as np
 from jobs.job import Job
 from jobs.stages import asking, naming, publish
 from ray_actors.pool import Unit
+from ray_actors.refine import Nearest, nearer
 from topicscale import labels
 from topicscale.config import Config
 from topicscale.errors import RequestError
@@ -221,11 +222,14 @@ def _documents(job: Job, base: Snapshot, topics: list[int]) -> tuple[dict[str, s
     wanted = job.config.represent.candidate_documents
     at = {"embeddings_version": versions["embeddings"], "assignments_version": versions["assignments"]}
     number = max(topics) + 1
-    units = [Unit(p, {"number": number, "representatives": wanted, "store_uri": store, "partition_id": p, **at}) for p in partitions]
-    best: dict[int, list[publish.Nearest]] = {topic: [] for topic in topics}
-    for pid, found in job.each("nearest", units, stage="represent"):
-        best = {topic: publish.nearer(held, found[topic], pid, number=wanted) for topic, held in best.items()}
-    of = publish.by_partition(best.values())
+    groups = job.groups(partitions, dict.fromkeys(partitions, 1))
+    units = [
+        Unit(k, {"number": number, "representatives": wanted, "store_uri": store, "partition_ids": g, **at}) for k, g in groups.items()
+    ]
+    best: list[list[Nearest]] = [[] for _ in topics]
+    for _, found in job.each("nearest", units, stage="represent"):
+        best = nearer(best, [found[topic] for topic in topics], wanted)
+    of = publish.by_partition(best)
     # the driver holds them for all topics at once
     longest = min(LONGEST, (job.config.llm.doc_length or LONGEST) * CHARACTERS)
     read = {"store_uri": store, "documents_version": versions["documents"], "columns": ["text"], "characters": longest}
@@ -236,4 +240,4 @@ def _documents(job: Job, base: Snapshot, topics: list[int]) -> tuple[dict[str, s
     read = {"store_uri": store, "embeddings_version": versions["embeddings"]}
     for _, found in job.each("vectors", [Unit(p, {"partition_id": p, "doc_ids": ids, **read}) for p, ids in of], stage="represent"):
         vectors |= found
-    return texts, vectors, {topic: [candidate[1] for candidate in candidates] for topic, candidates in best.items()}
+    return texts, vectors, {topic: [candidate[1] for candidate in candidates] for topic, candidates in zip(topics, best, strict=True)}
