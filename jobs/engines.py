@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ray_actors import runtime
 from ray_actors.pool import Pool
 from ray_actors.runtime import Layout
+from topicscale import storage
 from topicscale.config import Config
 
 if TYPE_CHECKING:
@@ -21,10 +23,18 @@ BRIEF = 50_000
 
 
 class Engines:
-    """Both engines of one job."""
+    """Both engines of one job.
 
-    def __init__(self, config: Config, *, rows: int | None = None) -> None:
-        self._config = config
+    Parameters
+    ----------
+    rows : int, optional
+        Documents that are read, where that is known.
+    remote : sequence of str
+        Kinds of object stores that Spark must reach.
+    """
+
+    def __init__(self, config: Config, *, rows: int | None = None, remote: Sequence[str] = ()) -> None:
+        self._config, self._remote = config, remote
         self._brief = rows is not None and rows <= BRIEF
         self._spark: SparkSession | None = None
         self._our_spark = self._our_ray = False
@@ -45,7 +55,7 @@ class Engines:
 
             began = time.monotonic()
             self._our_spark = SparkSession.getActiveSession() is None
-            self._spark = session.start(self._config.spark, app_name="topicscale", brief=self._brief)
+            self._spark = session.start(self._config.spark, app_name="topicscale", brief=self._brief, remote=self._remote)
             self.seconds["spark"] = time.monotonic() - began
         return self._spark
 
@@ -73,7 +83,7 @@ class Engines:
             self._pool = None
 
     def _made(self, layout: Layout) -> Pool:
-        return Pool(layout, attempts=self._config.ray.attempts, timeout=self._config.ray.timeout)
+        return Pool(layout, attempts=self._config.ray.attempts, timeout=self._config.ray.timeout, storage=storage.settings())
 
     def begin(self, **warm: Any) -> None:
         """Start Ray in the background; ``warm`` maps worker methods to the arguments to call them with at once."""

@@ -43,11 +43,13 @@ class Pool:
     """Workers of one size, started at once and used for every stage, so that start-up is paid once.
 
     A worker that dies is replaced and its unit tried again, ``attempts`` times in all: a unit that kills every worker
-    it meets (out of memory, say) ends as failed and the stage goes on.
+    it meets (out of memory, say) ends as failed and the stage goes on. ``arguments`` are the worker's own, beside ``threads``
+    and ``device``.
     """
 
-    def __init__(self, layout: Layout, *, attempts: int, timeout: float, worker: type = Worker) -> None:
+    def __init__(self, layout: Layout, *, attempts: int, timeout: float, worker: type = Worker, **arguments: Any) -> None:
         self.layout, self._attempts, self._timeout, self._worker = layout, attempts, timeout, worker
+        self._arguments = arguments
         self._actors = [self._spawn() for _ in range(layout.actors)]
         self._ready = False
 
@@ -57,7 +59,7 @@ class Pool:
         device = "cuda" if self.layout.gpus else "cpu"
         # the second thread answers `progress` while the first works
         actor = ray.remote(num_cpus=self.layout.cpus, num_gpus=self.layout.gpus, max_concurrency=2)(self._worker)
-        return actor.remote(threads=self.layout.cpus, device=device)
+        return actor.remote(threads=self.layout.cpus, device=device, **self._arguments)
 
     def wait(self) -> None:
         """Wait until every worker runs.

@@ -12,13 +12,14 @@ import subprocess
 import sys
 import tempfile
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from spark.jars import archive, jar_folder, packages
 from topicscale.config import SparkConfig
 from topicscale.errors import ResourceError
+from topicscale.storage import hadoop_settings
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -36,6 +37,7 @@ def start(
     app_name: str = "topicscale",
     brief: bool = False,
     record_classes: bool = False,
+    remote: Iterable[str] = (),
 ) -> SparkSession:
     """Return a running session, with Delta, that ``config`` describes.
 
@@ -52,6 +54,8 @@ def start(
         about twice the time per row.
     record_classes
         Leave an archive of the loaded classes beside the jars when the session stops (set-up does).
+    remote
+        Kinds of object stores (s3, gs, abfss) that it must reach, by the settings that :func:`topicscale.storage.use` was given.
 
     Raises
     ------
@@ -68,7 +72,9 @@ def start(
     running = SparkSession.getActiveSession()
     if running is not None:
         return running
-    settings = _settings(config, jars=jars or jar_folder(), app_name=app_name, brief=brief, record_classes=record_classes)
+    settings = _settings(
+        config, jars=jars or jar_folder(), app_name=app_name, brief=brief, record_classes=record_classes, remote=tuple(remote)
+    )
     conf = SparkConf(loadDefaults=False).setAll(list(settings.items()))
     log = tempfile.TemporaryFile()  # noqa: SIM115  the JVM writes to it for as long as it lives
     try:
@@ -160,9 +166,12 @@ def _knock(remote: str) -> None:
         raise ResourceError(f"The Spark Connect server at {remote!r} does not answer: {_first_line(error)}") from error
 
 
-def _settings(config: SparkConfig, *, jars: Path, app_name: str, brief: bool, record_classes: bool) -> dict[str, str]:
+def _settings(
+    config: SparkConfig, *, jars: Path, app_name: str, brief: bool, record_classes: bool, remote: tuple[str, ...] = ()
+) -> dict[str, str]:
     local = config.master is None or config.master.startswith("local")
     found = sorted(jars.glob("*.jar")) if jars.is_dir() else []
+    found += [jar for kind in remote for jar in sorted((jars / kind).glob("*.jar"))]
     java = ["-Djava.locale.providers=CLDR,SPI", "-Xlog:disable", "-Xlog:all=off"]
     settings = {
         "spark.app.name": app_name,
@@ -202,7 +211,7 @@ def _settings(config: SparkConfig, *, jars: Path, app_name: str, brief: bool, re
     else:
         settings["spark.jars.packages"] = ",".join(packages())
     settings["spark.driver.extraJavaOptions"] = " ".join(java)
-    return settings | _plain(config.conf)
+    return settings | hadoop_settings(remote) | _plain(config.conf)
 
 
 def _plain(conf: Mapping[str, object]) -> dict[str, str]:
