@@ -267,18 +267,17 @@ def test_a_server_that_fails_for_a_moment_is_asked_again(uri, endpoint) -> None:
     storage.use(StorageConfig(endpoint=proxy.address))
     try:
         store = Store(uri, create=True)
-        proxy.failing = True
-        threading.Timer(1.5, setattr, (proxy, "failing", False)).start()
+        proxy.set(failing=1.5)
         put(store, "p", 3, "a")
-        proxy.failing = True
-        threading.Timer(1.5, setattr, (proxy, "failing", False)).start()
+        assert proxy.refused() > 0
+        proxy.set(failing=1.5)
         store.files.write("note", b"1")
-        proxy.delay = 0.2
+        proxy.set(delay=0.1)
         assert store.read("local_assignments").num_rows == 3
-        assert proxy.refused > 1
+        assert store.files.read("note") == b"1"
     finally:
         storage.use(before)
-        proxy.shutdown()
+        proxy.close()
 
 
 # -- inputs ------------------------------------------------------------------------------------------------------------
