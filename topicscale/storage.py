@@ -185,7 +185,7 @@ def _file_system(scheme: str, account: str, endpoint: str | None, region: str | 
             retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
         )
     if scheme == "gs":
-        return pafs.GcsFileSystem(endpoint_override=host or None, scheme=scheme_of or "https", anonymous=bool(host))
+        return pafs.GcsFileSystem(endpoint_override=host or None, scheme=scheme_of or "https")
     authority = {} if not host else {"blob_storage_authority": host, "blob_storage_scheme": scheme_of}
     return pafs.AzureFileSystem(account, account_key=os.environ.get("AZURE_STORAGE_ACCOUNT_KEY"), **authority)
 
