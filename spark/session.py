@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from spark.jars import archive, jar_folder, packages
+from spark.jars import archive, check, jar_folder, packages
 from topicscale.config import SparkConfig
 from topicscale.errors import ResourceError
 from topicscale.storage import hadoop_settings
@@ -60,7 +60,7 @@ def start(
     Raises
     ------
     ResourceError
-        Java is missing or too old, the server does not answer, or the JVM ended while starting.
+        Java or a kind's jars are missing, Java is too old, the server does not answer, or the JVM ended while starting.
     """
     if config.remote:
         return _connect(config, app_name)
@@ -72,6 +72,7 @@ def start(
     running = SparkSession.getActiveSession()
     if running is not None:
         return running
+    check(remote)
     settings = _settings(
         config, jars=jars or jar_folder(), app_name=app_name, brief=brief, record_classes=record_classes, remote=tuple(remote)
     )
