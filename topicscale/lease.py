@@ -77,7 +77,7 @@ class Lease:
             self._renew()
         if self._taken is not None:
             raise StoreError(
-                f"{self._what} could not be reached for {LEASE:.0f} s and was taken over by {self._taken}. What is finished is kept."
+                f"{self._what} was taken over: this run gave no sign of life for {LEASE:.0f} s. What is finished is kept. {self._taken}"
             )
 
     def _claim(self) -> None:
