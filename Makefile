@@ -19,7 +19,7 @@ demo: setup  ## the whole job on 20,000 docstrings of the installed packages: to
 	@$(PY) -m jobs.demo < /dev/null
 
 test:  ## all tests but the fault matrix
-	@PYTHON="$(PYTHON)" scripts/setup.sh tests
+	@PYTHON="$(PYTHON)" scripts/setup.sh tests s3
 	timeout --kill-after=30 $(TEST_LIMIT) $(PY) -m pytest $(TESTS) --durations=10 < /dev/null
 
 test-faults: setup  ## kill the driver, the actors, Ray and Spark at many points, and compare the tables

@@ -18,8 +18,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from topicscale import storage
 from topicscale.config import Config, load, presets
 from topicscale.errors import JobFailed, RequestError, StoreError, TopicscaleError
+from topicscale.files import said
 
 DONE, FAILED, BAD_REQUEST, INTERRUPTED = 0, 1, 2, 130
 ENGINES = {
@@ -44,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # a cluster manager stops a job with SIGTERM: leave the store as Ctrl-C does
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        if options.storage is not None:
+            storage.use(load(file=options.storage).storage)
         return int(options.command(options))
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -54,16 +58,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return DONE
     except OSError as error:
-        if error.errno is None:
-            raise
+        if error.errno is None:  # of an object store, from pyarrow or delta-rs
+            return _complain(
+                options, f"A file failed: {said(error)}. What is finished is kept: run the same command again to go on.", FAILED
+            )
         where = f": {error.filename}" if error.filename else ""
         return _complain(options, f"{error.strerror}{where}. What is finished is kept: run the same command again to go on.", FAILED)
     except Exception as error:
         engine = ENGINES.get(type(error).__module__.partition(".")[0])
         if engine is None:
             raise  # a bug of ours: its traceback is what helps
-        said = " ".join(str(error).split("\n\tat ")[0].split())[:1000] or type(error).__name__
-        return _complain(options, f"{engine} failed: {said}. What is finished is kept: run the same command again to go on.", FAILED)
+        why = " ".join(str(error).split("\n\tat ")[0].split())[:1000] or type(error).__name__
+        return _complain(options, f"{engine} failed: {why}. What is finished is kept: run the same command again to go on.", FAILED)
 
 
 def configuration(options: argparse.Namespace) -> Config:
@@ -480,6 +486,11 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(command=function)
         if store is not None:
             command.add_argument("--store", required=True, metavar="URI", help=store)
+        if name == "run":  # its --config says it
+            command.set_defaults(storage=None)
+        else:
+            text = "YAML file whose block `storage` tells how s3://, gs:// and abfss:// are reached (default: the AWS_... variables)"
+            command.add_argument("--storage", metavar="FILE", help=text)
         command.add_argument(
             "--json", action="store_true", help="result as JSON on the standard output, messages as JSON lines on the error stream"
         )

@@ -14,7 +14,7 @@ import pyarrow as pa
 from topicscale.diff import KINDS, MIN_CHANGE, compare
 from topicscale.errors import RequestError, StoreError
 from topicscale.overlap import SHARED, Flows, Side, count, hashes
-from topicscale.store import MARKER, Snapshot, Store, local_path
+from topicscale.store import Snapshot, Store, is_store
 from topicscale.tables import OUTLIER
 
 HELD = 8_000_000
@@ -216,7 +216,7 @@ def _same_width(one: Side, other: Side) -> bool:
 
 def _is_store(path: str) -> bool:
     try:
-        return (local_path(path) / MARKER).exists()
+        return is_store(path)
     except (RequestError, OSError):
         return False
 

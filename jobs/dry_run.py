@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 from jobs.engines import Engines
@@ -11,10 +10,11 @@ from jobs.job import Job
 from jobs.progress import Ui
 from jobs.run import done_already, validate
 from ray_actors import runtime
-from topicscale import registry
+from topicscale import registry, storage
 from topicscale.capacity import worker_memory
 from topicscale.config import Config
-from topicscale.store import MARKER, Store, check_vacant, local_path
+from topicscale.files import Folder
+from topicscale.store import Store, check_vacant, is_store
 
 
 def dry_run(config: Config, store: str) -> dict[str, Any]:
@@ -25,15 +25,16 @@ def dry_run(config: Config, store: str) -> dict[str, Any]:
     RequestError, StoreError
         As the run itself would.
     """
-    path = local_path(store)
-    if (path / MARKER).exists():
+    storage.use(config.storage)
+    there = is_store(store)
+    if there:
         config = registry.located(config, Store(store))
-    found = validate(config)
+    found = validate(config, store)
     skipped: dict[str, tuple[int, int]] = {}
-    if (path / MARKER).exists():
+    if there:
         skipped = done_already(Job(Store(store), config, "dry-run", Ui("quiet"), Engines(config)), found)
     else:
-        check_vacant(path)
+        check_vacant(store)
     documents = found.rows
     partitions = config.partition.number
     if partitions is None and config.partition.column is None and documents is not None:
@@ -61,7 +62,7 @@ def dry_run(config: Config, store: str) -> dict[str, Any]:
         "embedding_model": config.embedding.model if config.input.embedding_column is None else f"column {config.input.embedding_column}",
         "clustering": f"{config.cluster.reduction} + {config.cluster.algorithm}",
         "aspects": list(config.represent.aspects),
-        "store": str(Path(path)),
+        "store": Folder(store).uri,
         "done": {stage: {"done": done, "of": of} for stage, (done, of) in skipped.items()},
     }
 

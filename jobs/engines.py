@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from ray_actors import runtime
 from ray_actors.pool import Pool
 from ray_actors.runtime import Layout
 from ray_actors.worker import Worker
+from topicscale import storage
 from topicscale.config import Config
 
 if TYPE_CHECKING:
@@ -32,10 +33,14 @@ class Engines:
         Documents that are read, where that is known: small jobs start Spark another way.
     say : callable, optional
         Called with a line for people, from any thread, when workers are waited for, died or came.
+    remote : sequence of str
+        Kinds of object stores that Spark must reach.
     """
 
-    def __init__(self, config: Config, *, rows: int | None = None, say: Callable[[str], None] = lambda _: None) -> None:
-        self._config, self._say = config, say
+    def __init__(
+        self, config: Config, *, rows: int | None = None, say: Callable[[str], None] = lambda _: None, remote: Sequence[str] = ()
+    ) -> None:
+        self._config, self._say, self._remote = config, say, remote
         self._brief = rows is not None and rows <= BRIEF
         self._spark: SparkSession | None = None
         self._our_spark = self._our_ray = False
@@ -56,7 +61,8 @@ class Engines:
 
             began = time.monotonic()
             self._our_spark = SparkSession.getActiveSession() is None
-            self._spark = session.start(self._config.spark, brief=self._brief, timeout=self._config.ray.timeout, say=self._say)
+            limits = {"timeout": self._config.ray.timeout, "say": self._say}
+            self._spark = session.start(self._config.spark, brief=self._brief, remote=self._remote, **limits)
             self.seconds["spark"] = time.monotonic() - began
         return self._spark
 
@@ -78,7 +84,7 @@ class Engines:
         ray = self._config.ray
         grows = ray.where is not None and ray.actors is None
         room = partial(runtime.room, layout) if grows else None
-        return Pool(layout, attempts=ray.attempts, timeout=ray.timeout, worker=worker, room=room, say=self._say)
+        return Pool(layout, attempts=ray.attempts, timeout=ray.timeout, worker=worker, room=room, say=self._say, storage=storage.settings())
 
     def release(self) -> None:
         """Leave Ray running without workers, so that others can have their processors and memory. The next use starts new ones."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from topicscale.errors import RequestError
-from topicscale.ledger import Ledger
+from topicscale.ledger import Ledger, at_hand
 from topicscale.outgoing import UNTOLD, Outgoing, own_leaves, topic_sizes
 from topicscale.store import MARKER, Store, local_path
 
@@ -52,11 +52,11 @@ def export(store: str | Path, output: str | Path, *, min_documents: int = MIN_DO
             f"--min-document-frequency must be at least 2. Got {min_documents} instead: a term in one document tells of that document."
         )
     source, target = Store(store), local_path(str(output))
-    name = source.path.name if site is None else site.strip()
+    name = source.name if site is None else site.strip()
     if not name:
         raise RequestError("--site must be a name. Got an empty one instead.")
-    _check_vacant(target, source.path)
-    with source.lock("export"):
+    _check_vacant(target, source.files.path)
+    with source.lock("export"), at_hand(source.files) as (folder, keep):
         snapshot = source.pin()
         leaves = own_leaves(source)
         if not any(size >= min_documents for size in topic_sizes(leaves)):
@@ -64,7 +64,7 @@ def export(store: str | Path, output: str | Path, *, min_documents: int = MIN_DO
                 f"Every topic of {source.uri!r} has fewer than {min_documents} documents, so nothing may leave. "
                 "Run with a larger topics.min_size, or on more documents."
             )
-        ledger = Ledger(source.path)
+        ledger = Ledger(folder)
         floor = max((entry.minimum for entry in ledger.entries), default=0)
         if min_documents < floor:
             raise RequestError(
@@ -73,6 +73,7 @@ def export(store: str | Path, output: str | Path, *, min_documents: int = MIN_DO
             )
         making = Outgoing(source, snapshot, ledger, leaves, min_documents, name)
         entry, found = making.make()
+        keep()
         _send(entry.store, target, source.site_id)
     return {"output": str(target), **found}
 
@@ -98,8 +99,8 @@ def describe(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _check_vacant(target: Path, source: Path) -> None:
-    if target == source or target in source.parents or source in target.parents:
+def _check_vacant(target: Path, source: Path | None) -> None:
+    if source is not None and (target == source or target in source.parents or source in target.parents):
         raise RequestError(f"--output must be a folder outside the store. Got {str(target)!r} instead.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise RequestError(f"--output must be a new or empty folder. {str(target)!r} is not empty. Name another.")

@@ -130,6 +130,10 @@ def request(
             raise MissingDependency(package, "deepspeed" if package == "deepspeed" else "finetune", "topicscale finetune")
     steps = plans.parse(config.finetune)
     held = Store(store) if store is not None else None
+    if held is not None and held.files.path is None:
+        raise RequestError(
+            f"A training must have its store on this machine. Got {held.uri!r} instead: train on a copy, and run with the model's folder."
+        )
     folder = local_path(output) if held is None else Path(output)
     name = folder.name
     registry.check_name(name)

@@ -66,23 +66,22 @@ def forget(ids_file: str | Path, store: str | Path, *, ui: Ui | None = None) -> 
     run_id = new_run_id()
     with target.lock(run_id, forgetting=True), target.without_trainings(run_id):
         ingest.check_batches(target)
-        pending = target.path / PENDING
-        ids = sorted({*asked, *(json.loads(pending.read_text()) if pending.exists() else [])})
+        pending = target.files.read(PENDING)
+        ids = sorted({*asked, *(json.loads(pending) if pending is not None else [])})
         reader = Store(store)
         base = reader.pin()
         ingest.check_base(target, base)
         config = Config.from_dict(base.configuration)
         with opened(target, config, run_id, ui, rows=0, adds=True) as job:
             gone = _find(reader, ids)
-            if gone.num_rows or pending.exists():
-                temporary = pending.with_suffix(".part")
-                temporary.write_text(json.dumps(ids))
-                temporary.replace(pending)
+            unfinished = pending is not None or gone.num_rows > 0
+            if unfinished:
+                target.files.write(PENDING, json.dumps(ids).encode())
             quarantined = _remove(job, reader, base, gone, ids) if gone.num_rows else 0
-            if pending.exists():
+            if unfinished:
                 ui.log("stage", "forget: deleting old files")
                 target.forget_history()
-                pending.unlink()
+                target.files.remove(PENDING)
     found = set(gone["doc_id"].to_pylist())
     return {
         "store": target.uri,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import threading
 import time
@@ -13,15 +14,18 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from jobs.engines import Engines
 from jobs.progress import Ui
 from ray_actors.parts import Done
 from ray_actors.pool import Outcome, Unit
+from topicscale import storage
 from topicscale.config import Config, fingerprint
 from topicscale.errors import JobFailed
-from topicscale.store import Store, UnitWrite
+from topicscale.store import WORK, Store, UnitWrite
 from topicscale.tables import TABLES
 
 CODE = dict.fromkeys(
@@ -77,7 +81,8 @@ def opened(store: Store, config: Config, run_id: str, ui: Ui, *, rows: int | Non
     adds : bool
         See :class:`Job`.
     """
-    engines = Engines(config, rows=rows, say=partial(ui.log, "warning"))
+    remote = storage.schemes([store.uri, *config.input.paths])
+    engines = Engines(config, rows=rows, say=partial(ui.log, "warning"), remote=remote)
     job = Job(store, config, run_id, ui, engines, adds=adds)
     try:
         yield job
@@ -286,6 +291,30 @@ class Job:
         number = min(len(keys), GROUPS * self.engines.pool.layout.actors)
         groups = [keys[start::number] for start in range(number)]
         return {group[0] + (f" or one of {len(group) - 1} others" if len(group) > 1 else ""): group for group in groups}
+
+    def keep(self, name: str, **arrays: npt.NDArray[Any]) -> None:
+        """Keep arrays in the store's work folder, in place of what a stage kept before: a run that is killed goes on from them.
+
+        Parameters
+        ----------
+        name : str
+            ``STAGE-FINGERPRINT.npz``.
+        """
+        content = io.BytesIO()
+        np.savez(content, **arrays)  # type: ignore[arg-type]
+        files = self.store.files
+        for old in files.files(WORK):
+            if old.name.startswith(f"{WORK}/{name.partition('-')[0]}-"):
+                files.remove(old.name)
+        files.write(f"{WORK}/{name}", content.getvalue())
+
+    def kept(self, name: str) -> dict[str, npt.NDArray[Any]] | None:
+        """Return the arrays that were kept under a name, None where there are none."""
+        content = self.store.files.read(f"{WORK}/{name}")
+        if content is None:
+            return None
+        with np.load(io.BytesIO(content), allow_pickle=False) as data:
+            return {key: data[key] for key in data.files}
 
     def whole(self, stage: str, unit_fingerprint: str, *, rows: int, seconds: float, detail: Any = None) -> None:
         """Note a stage that is one unit as done."""

@@ -174,12 +174,12 @@ def describe(found: Mapping[str, Any]) -> str:
 
 def _given(text: str) -> Input:
     label, sep, path = text.partition("=")
-    return _open("", text) if not sep or Path(text).exists() else _open(label, path)
+    return _open("", text) if not sep or "://" in label or Path(text).exists() else _open(label, path)
 
 
 def _open(label: str, path: str | Path) -> Input:
     store = Store(path)
-    return Input(label or store.path.name, store, store.pin())
+    return Input(label or store.name, store, store.pin())
 
 
 def _named(source: Input, table: str) -> pa.Table:
@@ -194,7 +194,7 @@ def _named(source: Input, table: str) -> pa.Table:
 
 def _target(uri: str | Path, opened: Sequence[Input]) -> Store:
     target = Store(uri, create=True)
-    if any(target.path == source.store.path for source in opened):
+    if any(target.uri == source.store.uri for source in opened):
         raise RequestError(f"--store must be another store than the inputs. Got {target.uri!r} instead.")
     snapshots = target.snapshots()
     if target.has("documents") or (snapshots and not snapshots[-1].summary.get("merged")):

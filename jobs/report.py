@@ -24,7 +24,7 @@ def report(store: str, output: str | Path) -> Path:
     if not path.parent.is_dir():
         raise RequestError(f"--output must be in a folder that exists. Make it first: mkdir -p {path.parent}")
     source = Store(store)
-    data = page.load(source, title=source.path.name)
+    data = page.load(source, title=source.name)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(page.build(data), encoding="utf-8")

@@ -13,12 +13,12 @@ from jobs.job import Job, Partition, new_run_id, opened
 from jobs.progress import Ui
 from jobs.stages import cluster, embed, ingest, publish, refine, represent, zeroshot
 from ray_actors import runtime
-from spark import session
+from spark import jars, session
 from topicscale import cluster as clustering
-from topicscale import inputs, models, registry
+from topicscale import inputs, models, registry, storage
 from topicscale.config import Config
 from topicscale.errors import JobFailed, StoreError
-from topicscale.store import MARKER, Snapshot, Store, local_path, says
+from topicscale.store import Snapshot, Store, is_store, says
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,13 @@ class Result:
     """By stage, and ``total``."""
 
 
-def validate(config: Config) -> inputs.InputPlan:
+def validate(config: Config, store: str) -> inputs.InputPlan:
     """Check everything that can be known before an engine is started, and return what will be read.
+
+    Parameters
+    ----------
+    store : str
+        URI of the store that will be written.
 
     Raises
     ------
@@ -48,7 +53,8 @@ def validate(config: Config) -> inputs.InputPlan:
     """
     _check(config)
     if not config.spark.connects:
-        session.check_java()
+        session.check_java()  # a server elsewhere has a Java of its own, and its own jars
+        jars.check(storage.schemes([store, *config.input.paths]))
     plan = inputs.inspect(config.input)
     if config.zeroshot.topics:
         models.check_dimensions(config.embedding, plan.dimension)
@@ -82,9 +88,10 @@ def run(config: Config, store: str, *, ui: Ui | None = None) -> Result:
     JobFailed
         Too much of the input is bad, or no partition could be finished.
     """
-    if (local_path(store) / MARKER).exists():
+    storage.use(config.storage)
+    if is_store(store):
         config = registry.located(config, Store(store))
-    plan = validate(config)
+    plan = validate(config, store)
     target = Store(store, create=True)
     if (held := target.snapshots()) and "documents" not in held[-1].versions:
         raise StoreError(f"The store {target.uri!r} holds topics that came without documents (a merge, an import). Name a new folder.")

@@ -59,7 +59,7 @@ def update(paths: Sequence[str], store: str | Path, *, overrides: Sequence[str] 
         held = Config.from_dict(base.configuration)
         read = dataclasses.asdict(held.input) | {"paths": list(paths)}
         config = load(values={**held.to_dict(), "input": read}, overrides=overrides)
-        plan = validate(config)
+        plan = validate(config, target.uri)
         reader, target = target, Store(store)  # the one reads the base generation, the other what is newest
         batches = reader.read("batches").to_pylist() if "batches" in base.versions else []
         number = max((row["batch"] for row in batches), default=0) + 1

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from ray_actors.parts import Done, read_partition, to_list_array, to_matrix
 from topicscale.config import EmbeddingConfig
 from topicscale.errors import PoisonedInput
+from topicscale.files import Folder
 from topicscale.store import write_part
 
 if TYPE_CHECKING:
@@ -102,8 +102,11 @@ def _known(
     if version is not None:
         rows = read_partition(store_uri, "embeddings", partition_id, ["text_hash", "space", "vector"], version)
         sources.append(rows.filter(pa.compute.equal(rows["space"], space)).select(["text_hash", "vector"]))
-    if reuse is not None and (Path(reuse) / f"partition_id={partition_id}").is_dir():
-        sources.append(ds.dataset(Path(reuse) / f"partition_id={partition_id}").to_table(columns=["text_hash", "vector"]))
+    if reuse is not None:
+        files = Folder(reuse)
+        for found in files.files(f"partition_id={partition_id}"):
+            with files.open(found.name) as file:
+                sources.append(pq.read_table(file, columns=["text_hash", "vector"]))
     known: dict[str, npt.NDArray[np.float32]] = {}
     for source in sources:
         if source.num_rows:

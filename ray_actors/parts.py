@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from deltalake import DeltaTable
 
+from topicscale.storage import delta_options
 from topicscale.store import PartFile
 from topicscale.tables import PARTITION
 
@@ -28,7 +29,7 @@ class Done:
 @lru_cache(maxsize=8)
 def _table(path: str, version: int) -> DeltaTable:
     # a handle holds the table's file list: reading it anew for each of thousands of partitions would cost more than the rows
-    return DeltaTable(path, version=version)
+    return DeltaTable(path, version=version, storage_options=delta_options(path))
 
 
 def read_partition(store_uri: str, name: str, partition_id: str, columns: Sequence[str], version: int) -> pa.Table:

@@ -73,6 +73,8 @@ class Pool:
         Returns how many more workers the cluster has a place for; asked now and then, so that machines that join it are used.
     say : callable, optional
         Called with a line for people when workers are waited for, died or came.
+    **arguments
+        The worker's own, beside ``threads`` and ``device``.
     """
 
     def __init__(
@@ -84,9 +86,10 @@ class Pool:
         worker: type = Worker,
         room: Callable[[], int] | None = None,
         say: Callable[[str], None] = lambda _: None,
+        **arguments: Any,
     ) -> None:
         self.layout, self._attempts, self._timeout, self._worker = layout, attempts, timeout, worker
-        self._room, self._say = room, say
+        self._room, self._say, self._arguments = room, say, arguments
         self._running: list[Any] = []
         self._moved = 0.0
         """When a worker came or was asked for."""
@@ -103,7 +106,7 @@ class Pool:
         device = "cuda" if self.layout.gpus else "cpu"
         # the second thread answers `progress` while the first works
         actor = ray.remote(num_cpus=self.layout.cpus, num_gpus=self.layout.gpus, max_concurrency=2)(self._worker)
-        started = actor.remote(threads=self.layout.cpus, device=device)
+        started = actor.remote(threads=self.layout.cpus, device=device, **self._arguments)
         self._starting[started.ready.remote()] = started
         self._moved = time.monotonic()
 

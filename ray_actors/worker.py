@@ -10,7 +10,8 @@ import os
 import threading
 from typing import Any
 
-from topicscale.config import EmbeddingConfig
+from topicscale.config import EmbeddingConfig, StorageConfig
+from topicscale.storage import use
 
 
 def limit_threads(threads: int) -> None:
@@ -29,10 +30,14 @@ class Worker:
         Processors it may use. Set once here for every library, so that two workers never fight over cores.
     device : str
         ``cpu`` or ``cuda``.
+    storage : StorageConfig, optional
+        How object stores are reached.
     """
 
-    def __init__(self, threads: int, device: str) -> None:
+    def __init__(self, threads: int, device: str, storage: StorageConfig | None = None) -> None:
         limit_threads(threads)
+        if storage is not None:
+            use(storage)
         self._threads, self._device = threads, device
         self._embedder: tuple[EmbeddingConfig, Any] | None = None
         self._loading = threading.Lock()

@@ -3,6 +3,7 @@
 #
 #   scripts/setup.sh            the environment, Java, the Delta jars
 #   scripts/setup.sh tests      what some tests need too: Chromium and its driver (the report), kustomize and haproxy (k8s/)
+#   scripts/setup.sh s3         the jars that reach S3 too (13 MB)
 #   scripts/setup.sh bertopic   the peer of the benchmarks too, in .venv-bertopic/
 #
 # Each step leaves a stamp with a digest of what it read, written after the step has ended: a second run redoes only
@@ -123,6 +124,15 @@ jars_step() {
     stamp jars "$want"
 }
 
+s3_step() {
+    local want
+    want="$(digest spark/jars.py <(grep -E '^pyspark' requirements.txt; printf '%s' "$PWD"))"
+    done_already s3 "$want" && return
+    say "fetching the jars that reach S3"
+    "$VENV/bin/python" -m spark.jars s3 < /dev/null > /dev/null
+    stamp s3 "$want"
+}
+
 kernels_step() {
     local want
     want="$(digest requirements.txt topicscale/algorithms.py)"
@@ -191,11 +201,15 @@ models_step
 project_step
 jars_step
 kernels_step
-case "${1:-}" in
-    tests)
-        browser_step
-        kustomize_step
-        haproxy_step
-        ;;
-    bertopic) bertopic_step ;;
-esac
+for extra in "$@"; do
+    case "$extra" in
+        tests)
+            browser_step
+            kustomize_step
+            haproxy_step
+            ;;
+        s3) s3_step ;;
+        bertopic) bertopic_step ;;
+        *) fail "Extras are tests, s3 and bertopic. Got $extra instead" ;;
+    esac
+done

@@ -1,5 +1,7 @@
 """The jars Spark needs besides its own: fetched once at set-up (``python -m spark.jars``), found offline afterwards.
 
+Those that reach object stores are fetched when asked for (``python -m spark.jars s3``), into a folder each.
+
 Delta is what tables are written with. The ICU locale provider gives Java's word iterator, and so Spark's
 ``sentences`` function, dictionaries for Chinese, Japanese, Thai, Lao, Khmer and Burmese.
 
@@ -13,11 +15,28 @@ import importlib.metadata
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from topicscale.errors import ResourceError
+
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+_AWS = "2.35.4"
+"""What hadoop-aws was built with."""
+_STORES = {
+    # the parts of the SDK that S3A uses: the bundle that hadoop-aws names holds every service of AWS, 686 MB for 12
+    "s3": [
+        "org.apache.hadoop:hadoop-aws",
+        *(f"software.amazon.awssdk:{part}:{_AWS}" for part in ("s3", "s3-transfer-manager", "sts", "apache-client", "netty-nio-client")),
+    ],
+    "gs": ["org.apache.hadoop:hadoop-gcp"],
+    "abfss": ["org.apache.hadoop:hadoop-azure"],
+}
+_LEFT_OUT = ("software.amazon.awssdk:bundle",)
+_LIST = "packages.txt"
 
 
 def jar_folder() -> Path:
@@ -30,18 +49,37 @@ def archive(folder: Path) -> Path:
     return folder / "classes.jsa"
 
 
-def packages() -> list[str]:
-    """Return the Maven coordinates of the jars, for the installed versions of Spark and Delta."""
+def packages(kind: str | None = None) -> list[str]:
+    """Return the Maven coordinates of the jars, for the installed versions of Spark and Delta; or of those for a kind of object store."""
+    if kind is not None:
+        hadoop = _version("hadoop-client-api")
+        return [f"{name}:{hadoop}" if ":" not in name.partition(":")[2] else name for name in _STORES[kind]]
     spark = ".".join(importlib.metadata.version("pyspark").split(".")[:2])
     delta = importlib.metadata.version("delta-spark")
     return [f"io.delta:delta-spark_{spark}_2.13:{delta}", "com.ibm.icu:icu4j-localespi:77.1"]
 
 
-def fetch_jars(target: Path | None = None) -> list[Path]:
+def check(kinds: Iterable[str]) -> None:
+    """Raise ResourceError unless the jars for these kinds of object stores were fetched."""
+    for kind in kinds:
+        if not _complete(jar_folder() / kind, kind):
+            raise ResourceError(
+                f"Spark reaches {kind}:// with jars that are not here yet. Fetch them once with: {sys.executable} -m spark.jars {kind}"
+            )
+
+
+def fetch_jars(target: Path | None = None, *, kind: str | None = None) -> list[Path]:
     """Return the jars in ``target``, fetched through Spark's own resolver where the folder lacks them.
 
     What Spark ships itself is not fetched a second time: two versions of a library on one class path is the classic
     way to break it.
+
+    Parameters
+    ----------
+    target : Path, optional
+        This environment's folder by default.
+    kind : str, optional
+        Those that reach a kind of object store (s3, gs, abfss), instead of Delta's.
 
     Raises
     ------
@@ -51,27 +89,32 @@ def fetch_jars(target: Path | None = None) -> list[Path]:
     from spark.session import start, stop
     from topicscale.config import SparkConfig
 
-    target = target or jar_folder()
-    wanted = target / "packages.txt"
-    if wanted.exists() and wanted.read_text().split() == packages():
+    target = target or (jar_folder() if kind is None else jar_folder() / kind)
+    if _complete(target, kind):
         return sorted(target.glob("*.jar"))
     with tempfile.TemporaryDirectory() as scratch:
+        excluded = [*(f"*:{name}" for name in _shipped()), *_LEFT_OUT]
         conf = {
             "spark.jars.ivy": scratch,
-            "spark.jars.excludes": ",".join(f"*:{name}" for name in _shipped()),
-            "spark.jars.packages": ",".join(packages()),
+            "spark.jars.excludes": ",".join(excluded),
+            "spark.jars.packages": ",".join(packages(kind)),
         }
         nowhere = Path(scratch) / "none"
         # Delta's classes are on the session's own loader only, which is enough to fetch them
         stop(start(SparkConfig(master="local[1]", conf=conf), jars=nowhere))
         fetched = sorted((Path(scratch) / "jars").glob("*.jar"))
-        if target.exists():
-            shutil.rmtree(target)
-        target.mkdir(parents=True)
+        target.mkdir(parents=True, exist_ok=True)
+        for old in (*target.glob("*.jar"), target / _LIST, archive(target)):
+            old.unlink(missing_ok=True)
         for jar in fetched:
             shutil.copy(jar, target / jar.name)
-    wanted.write_text("\n".join(packages()) + "\n")
+    (target / _LIST).write_text("\n".join(packages(kind)) + "\n")
     return sorted(target.glob("*.jar"))
+
+
+def _complete(folder: Path, kind: str | None) -> bool:
+    wanted = folder / _LIST
+    return wanted.exists() and wanted.read_text().split() == packages(kind)
 
 
 def make_archive(folder: Path | None = None) -> Path:
@@ -125,10 +168,27 @@ def _shipped() -> list[str]:
     return sorted({jar.name.rsplit("-", 1)[0] for jar in (Path(pyspark.__file__).parent / "jars").glob("*.jar")})
 
 
-if __name__ == "__main__":
-    if sys.argv[1:] == ["--list"]:  # as spark-submit's --jars takes them
+def _version(name: str) -> str:
+    """Return the version of a jar that Spark ships."""
+    import pyspark
+
+    (jar,) = (Path(pyspark.__file__).parent / "jars").glob(f"{name}-[0-9]*.jar")
+    return jar.stem.removeprefix(f"{name}-")
+
+
+def main(kinds: Sequence[str]) -> None:
+    """Fetch the jars that are named, Delta's without a name; ``--list`` prints those as spark-submit's --jars takes them."""
+    if list(kinds) == ["--list"]:
         print(",".join(map(str, fetch_jars())))
-    else:
-        for jar in fetch_jars():
+        return
+    if unknown := sorted(set(kinds) - set(_STORES)):
+        raise SystemExit(f"Usage: python -m spark.jars [{'|'.join(_STORES)}]. Got {unknown[0]!r} instead.")
+    for kind in kinds or (None,):
+        for jar in fetch_jars(kind=kind):
             print(jar.name)
+    if not kinds:
         print(make_archive().name)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

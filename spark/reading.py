@@ -14,10 +14,12 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
+from spark.tables import spelt
 from topicscale.config import InputConfig
 from topicscale.errors import InputError
 from topicscale.inputs import InputPlan, check_columns, is_remote
 from topicscale.sniff import Column as InputColumn
+from topicscale.storage import address
 
 SOURCE, RAW, BAD, LOST, LATE = "_source", "_raw", "_bad", "_lost", "_late"
 _CORRUPT = "_topicscale_corrupt"
@@ -63,7 +65,7 @@ def read(spark: SparkSession, plan: InputPlan, config: InputConfig, *, raw_chars
     InputError
         A remote input lacks a column, or holds nothing that can be read.
     """
-    paths = [path if is_remote(path) else f"file://{_escape(path)}" for path in plan.paths]
+    paths = [_escape(spelt(path)) if address(path) else path if is_remote(path) else f"file://{_escape(path)}" for path in plan.paths]
     utf8 = plan.options.get("encoding", "UTF-8").upper().replace("-", "") == "UTF8"
     losses: tuple[Loss, ...] = ()
     if plan.format in ("csv", "tsv"):
@@ -189,7 +191,7 @@ def _columnar(spark: SparkSession, plan: InputPlan, paths: list[str]) -> tuple[D
         frame = spark.read.options(**{"mergeSchema": "true", **plan.options}).parquet(*paths)
     else:
         options = dict(plan.options) | ({} if plan.version is None else {"versionAsOf": str(plan.version)})
-        frame = spark.read.format("delta").options(**options).load(plan.paths[0])
+        frame = spark.read.format("delta").options(**options).load(spelt(plan.paths[0]))
     fields = frame.schema.fields
     told = {column.name: column.kind for column in plan.columns}
     nanos = {field.name for field in fields if isinstance(field.dataType, T.LongType) and told.get(field.name) == "time"}
@@ -249,4 +251,4 @@ def _escape(path: str) -> str:
 
 
 def _readable(path: Column) -> Column:
-    return F.regexp_replace(path, "^file:/+", "/")
+    return F.regexp_replace(F.regexp_replace(path, "^file:/+", "/"), "^s3a://", "s3://")

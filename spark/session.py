@@ -16,13 +16,14 @@ import tempfile
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from spark.jars import archive, jar_folder, packages
+from spark.jars import archive, check, jar_folder, packages
 from topicscale.config import SparkConfig
 from topicscale.errors import ResourceError
+from topicscale.storage import hadoop_settings
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
@@ -46,6 +47,7 @@ def start(
     record_classes: bool = False,
     timeout: float = 300.0,
     say: Callable[[str], None] = lambda _: None,
+    remote: Iterable[str] = (),
 ) -> SparkSession:
     """Return a running session, with Delta, that ``config`` describes.
 
@@ -66,11 +68,13 @@ def start(
         Seconds that work may wait for an executor of a cluster; then it is cancelled. Spark itself would wait for ever.
     say
         Called with a line for people while work waits.
+    remote
+        Kinds of object stores (s3, gs, abfss) that it must reach, by the settings that :func:`topicscale.storage.use` was given.
 
     Raises
     ------
     ResourceError
-        Java is missing or too old, the server or master does not answer, or the JVM ended while starting.
+        Java or a kind's jars are missing, Java is too old, the server or master does not answer, or the JVM ended while starting.
     """
     if config.remote or config.connects:
         return _connect(config, app_name, timeout)
@@ -83,10 +87,13 @@ def start(
     if running is not None:
         return running
     if "PYSPARK_GATEWAY_PORT" in os.environ:
-        return _submitted(config, app_name)
+        return _submitted(config, app_name, hadoop_settings(tuple(remote)))
     if (config.where or "").startswith("spark://"):
         _knock_master(config.where or "")
-    settings = _settings(config, jars=jars or jar_folder(), app_name=app_name, brief=brief, record_classes=record_classes)
+    check(remote)
+    settings = _settings(
+        config, jars=jars or jar_folder(), app_name=app_name, brief=brief, record_classes=record_classes, remote=tuple(remote)
+    )
     conf = SparkConf(loadDefaults=False).setAll(list(settings.items()))
     log = tempfile.TemporaryFile()  # noqa: SIM115  the JVM writes to it for as long as it lives
     try:
@@ -235,13 +242,13 @@ _SESSION = {
 """What every session has, wherever it runs."""
 
 
-def _submitted(config: SparkConfig, app_name: str) -> SparkSession:
+def _submitted(config: SparkConfig, app_name: str, beside: Mapping[str, str]) -> SparkSession:
     """Return a session in the JVM that spark-submit started, on the master it was given."""
     from pyspark import SparkConf
     from pyspark.sql import SparkSession
 
     conf = SparkConf()
-    for key, value in (_SESSION | {"spark.app.name": app_name}).items():
+    for key, value in (_SESSION | {"spark.app.name": app_name, **beside}).items():
         conf.setIfMissing(key, value)
     conf.setAll(list(_plain(config.conf).items()))
     started = SparkSession.builder.config(conf=conf).getOrCreate()
@@ -277,10 +284,13 @@ def _attend(context: SparkContext, master: str | None, timeout: float, say: Call
             say(f"Spark's work waits for an executor of {master} ({now - since:.0f} s of at most {timeout:g}).")
 
 
-def _settings(config: SparkConfig, *, jars: Path, app_name: str, brief: bool, record_classes: bool) -> dict[str, str]:
+def _settings(
+    config: SparkConfig, *, jars: Path, app_name: str, brief: bool, record_classes: bool, remote: tuple[str, ...] = ()
+) -> dict[str, str]:
     master = config.where or "local[*]"
     local = _is_local(config)
     found = sorted(jars.glob("*.jar")) if jars.is_dir() else []
+    found += [jar for kind in remote for jar in sorted((jars / kind).glob("*.jar"))]
     java = [_LOCALES, "-Xlog:disable", "-Xlog:all=off"]
     settings = _SESSION | {
         "spark.app.name": app_name,
@@ -315,7 +325,7 @@ def _settings(config: SparkConfig, *, jars: Path, app_name: str, brief: bool, re
     else:
         settings["spark.jars.packages"] = ",".join(packages())
     settings["spark.driver.extraJavaOptions"] = " ".join(java)
-    return settings | _plain(config.conf)
+    return settings | hadoop_settings(remote) | _plain(config.conf)
 
 
 def _plain(conf: Mapping[str, object]) -> dict[str, str]:

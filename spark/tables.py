@@ -11,7 +11,11 @@ from topicscale.tables import TABLES
 
 def table_uri(store_uri: str, name: str) -> str:
     """Return the address of a table, as Spark's file systems spell it."""
-    uri = f"{store_uri.rstrip('/')}/{name}"
+    return spelt(f"{store_uri.rstrip('/')}/{name}")
+
+
+def spelt(uri: str) -> str:
+    """Return an address as Spark's file systems spell it."""
     return "s3a://" + uri.removeprefix("s3://") if uri.startswith("s3://") else uri
 
 

@@ -12,8 +12,10 @@ import hashlib
 import json
 import math
 import os
+import re
 import types
 import typing
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +27,13 @@ from topicscale.errors import ConfigError
 
 NAME_CHARS = 200
 """Characters of a topic's name."""
+_SECRET = re.compile(
+    r"(access|account|customer|private|account\.)[._]?key|secret|token|password|credential|sas\b|service_account", re.IGNORECASE
+)
+_ENVIRONMENT = (
+    "Credentials come from the environment alone: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or a role; "
+    "GOOGLE_APPLICATION_CREDENTIALS; AZURE_... (see docs/storage.md)."
+)
 
 
 @dataclass(frozen=True)
@@ -326,6 +335,27 @@ class SparkConfig:
 
 
 @dataclass(frozen=True)
+class StorageConfig:
+    """How an object store (s3://, gs://, abfss://) is reached, by every engine: see docs/storage.md.
+
+    Credentials are never here: each engine finds them in its environment.
+    """
+
+    endpoint: str | None = None
+    """Address of a server other than the cloud's own (https://...); None takes the variable AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL
+    for s3://, else the cloud's."""
+    region: str | None = None
+    """None takes AWS_REGION or AWS_DEFAULT_REGION, else what the bucket says; with an endpoint us-east-1."""
+    path_style: bool | None = None
+    """The bucket is in the path of an address and not in the host's name. None: with an endpoint."""
+    allow_http: bool = False
+    """Let an endpoint of another machine be reached without encryption."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Further options of delta-rs, by its names (timeout, aws_server_side_encryption ...). Spark's are in ``spark.conf``
+    (spark.hadoop.fs.s3a...)."""
+
+
+@dataclass(frozen=True)
 class Config:
     """The whole tree."""
 
@@ -341,6 +371,7 @@ class Config:
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     ray: RayConfig = field(default_factory=RayConfig)
     spark: SparkConfig = field(default_factory=SparkConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
 
     def __post_init__(self) -> None:
         _validate(self)
@@ -468,6 +499,8 @@ def _build(cls: type, values: Any, where: str) -> Any:
     for key, value in values.items():
         path = f"{where}.{key}" if where else str(key)
         if key not in known:
+            if secretive(str(key)):
+                raise ConfigError(f"{path} would hold a credential. {_ENVIRONMENT}")
             raise ConfigError(f"Unknown configuration key {path!r}. {_nearest(path, str(key), known, where)}")
         hint = hints[key]
         nested = isinstance(hint, type) and dataclasses.is_dataclass(hint)
@@ -611,6 +644,51 @@ def _validate(config: Config) -> None:
     check(c.ray.attempts > 0, "ray.attempts", "above 0")
     check(c.ray.timeout > 0, "ray.timeout", "above 0")
     check(c.partition.column is None or c.partition.number is None, "partition.number", "left out when partition.column is given")
+    _validate_storage(c)
+
+
+def secretive(key: str) -> bool:
+    """Return whether a setting of that name holds a credential."""
+    return _SECRET.search(key) is not None and not key.lower().endswith((".provider", ".provider.type", "_file", "kms_key_id"))
+
+
+def _validate_storage(config: Config) -> None:
+    held = {f"storage.options.{key}": key for key in config.storage.options}
+    held |= {f"spark.conf.{key}": key for key in config.spark.conf if ".fs." in f".{key}"}
+    for path, key in held.items():
+        if secretive(str(key)):  # its value is not shown
+            raise ConfigError(f"{path} would hold a credential. {_ENVIRONMENT}")
+    check_endpoint(config.storage, "storage.endpoint")
+
+
+def check_endpoint(storage: StorageConfig, name: str) -> None:
+    """Raise ConfigError unless the endpoint, which came from the setting or variable ``name``, is one that may be used."""
+    if storage.endpoint is None:
+        return
+    parts = urllib.parse.urlsplit(storage.endpoint)
+    if "@" in parts.netloc:
+        raise ConfigError(f"{name} must hold no user and no password (it is not shown). {_ENVIRONMENT}")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"{name} must be an address that begins with http:// or https://. Got {storage.endpoint!r} instead.")
+    if parts.scheme == "http" and not storage.allow_http and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
+        raise ConfigError(f"{name} must begin with https://, or storage.allow_http must be true. Got {storage.endpoint!r} instead.")
+
+
+def storage_from_environment(storage: StorageConfig) -> StorageConfig:
+    """Return how S3 is reached, with what ``storage`` leaves open taken from the variables that all its clients read.
+
+    Raises
+    ------
+    ConfigError
+        The variable names an address that may not be used.
+    """
+    changes: dict[str, Any] = {}
+    for key, names in {"endpoint": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"), "region": ("AWS_REGION", "AWS_DEFAULT_REGION")}.items():
+        if getattr(storage, key) is None:
+            changes[key] = next((value for name in names if (value := os.environ.get(name))), None)
+    found = dataclasses.replace(storage, **changes)
+    check_endpoint(found, "AWS_ENDPOINT_URL" if storage.endpoint is None else "storage.endpoint")
+    return found
 
 
 def java_home() -> str | None:

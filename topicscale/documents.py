@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from topicscale.config import InputConfig
 from topicscale.errors import InputError
-from topicscale.store import local_path
+from topicscale.files import Folder
 
 ID, VECTOR = "topicscale_position", "topicscale_vector"
 
@@ -98,7 +98,7 @@ def staged(documents: Any, embeddings: Any, config: InputConfig, store: str) -> 
         pq.write_table(table, folder / "input.parquet")
         # a name made of the content, so that a job knows the same documents when it sees them again; and of the store,
         # so that two processes with the same documents do not remove each other's file
-        digest = hashlib.sha256(str(local_path(store)).encode())
+        digest = hashlib.sha256(Folder(store).uri.encode())
         with (folder / "input.parquet").open("rb") as file:
             while chunk := file.read(2**20):
                 digest.update(chunk)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import glob
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
+from topicscale import storage
 from topicscale.config import InputConfig, fingerprint
-from topicscale.errors import InputError
+from topicscale.errors import InputError, StoreError
+from topicscale.files import Folder, said
 from topicscale.sniff import Column, Sample, sample_file
 
 _COMPRESSED = (".gz", ".zst", ".bz2")
@@ -41,7 +45,7 @@ class InputPlan:
     format: str
     """csv, tsv, jsonl, parquet, text or delta."""
     columns: tuple[Column, ...]
-    """Columns in the input's order; empty when only the engine can know (remote input)."""
+    """Columns in the input's order; empty when only the engine can know (an address that it alone can open)."""
     options: Mapping[str, str] = field(default_factory=dict)
     """Options of Spark's reader, the defaults filled in."""
     rows: int | None = None
@@ -68,15 +72,15 @@ def inspect(config: InputConfig) -> InputPlan:
     """
     if not config.paths:
         raise InputError("input.paths must name at least one file, folder or glob. Got none instead.")
-    paths = [path for given in config.paths for path in _expand(given)]
-    paths = sorted(dict.fromkeys(paths))
+    found = {path: told for given in config.paths for path, told in _expand(given)}
+    paths = sorted(found)
     chosen = config.format if config.format != "auto" else _agreed_format(paths)
     options = reader_options(chosen, config.options)
     if chosen == "delta":
         return _inspect_delta(config, paths, options)
     if any(is_remote(path) for path in paths):
         return InputPlan(tuple(paths), chosen, (), options, fingerprint=fingerprint(paths, chosen, options))
-    sizes = {path: os.path.getsize(path) for path in paths}
+    sizes = {path: size for path, (size, _) in found.items()}
     paths = [path for path in paths if sizes[path]]
     if not paths:
         raise InputError(f"Every input file is empty: {_few(list(sizes))}.")
@@ -95,7 +99,7 @@ def inspect(config: InputConfig) -> InputPlan:
         else round(total * seen_rows / max(1, seen_bytes))
     )
     seen_characters = sum(s.characters.get(name, 0) for s in samples for name in text_columns(config, chosen))
-    listing = [(path, sizes[path], os.stat(path).st_mtime_ns) for path in paths]
+    listing = [(path, *found[path]) for path in paths]
     lengths = [
         s.dimensions[config.embedding_column] for s in samples if config.embedding_column and config.embedding_column in s.dimensions
     ]
@@ -161,12 +165,16 @@ def text_columns(config: InputConfig, chosen: str) -> tuple[str, ...]:
 
 def is_remote(path: str) -> bool:
     """Return whether a path is an address that only the engine can open."""
-    return "://" in path and not path.startswith("file://")
+    return "://" in path and not path.startswith("file://") and storage.address(path) is None
 
 
-def _expand(given: str) -> Iterator[str]:
+def _expand(given: str) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield the paths of files and Delta tables that are meant, each with its size and time of change (0 where that is not known)."""
+    if (place := storage.address(given)) is not None:
+        yield from _expand_remote(given, place)
+        return
     if is_remote(given):
-        yield given
+        yield given, (0, 0)
         return
     name = os.path.expanduser(given.removeprefix("file://"))
     if os.path.exists(name):
@@ -180,17 +188,62 @@ def _expand(given: str) -> Iterator[str]:
         if not os.path.isdir(path):
             if not os.access(path, os.R_OK):
                 raise InputError(f"Input {path!r} cannot be read: permission denied.")
-            yield path
+            yield path, _told(path)
         elif os.path.isdir(os.path.join(path, "_delta_log")):
-            yield path
+            yield path, (0, 0)
         else:
             inside = [str(p) for p in sorted(Path(path).rglob("*")) if p.is_file() and not _hidden(p.relative_to(path))]
             if not inside:
                 raise InputError(f"Input folder {given!r} holds no files.")
-            yield from inside
+            yield from ((one, _told(one)) for one in inside)
 
 
-def _hidden(path: Path) -> bool:
+def _told(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
+def _expand_remote(given: str, place: storage.Address) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield the files of an object store that are meant: one object, a folder, a Delta table, or what a glob fits."""
+    try:
+        folder = Folder(given)
+        if (alone := folder.find()) is not None:
+            yield folder.uri, (alone.size, alone.changed)
+            return
+        if folder.exists("_delta_log"):
+            yield folder.uri, (0, 0)
+            return
+        # the first part with a wildcard, and all before it
+        plain, wild = place.key, ""
+        if (match := re.search(r"[*?\[]", place.key)) is not None:
+            plain, _, first = place.key[: match.start()].rpartition("/")
+            wild = first + place.key[match.start() :]
+        root = Folder(str(dataclasses.replace(place, key=plain)))
+        fits = re.compile(_pattern(wild) if wild else ".*", re.DOTALL)
+        inside = [file for file in root.files(deep=True) if fits.fullmatch(file.name) and not _hidden(PurePosixPath(file.name))]
+    except StoreError as error:
+        raise InputError(f"Input {given!r} cannot be read: {error}") from error
+    if not inside:
+        raise InputError(f"There is no input {given!r}.")
+    yield from ((f"{root.uri}/{file.name}", (file.size, file.changed)) for file in inside)
+
+
+def _pattern(wild: str) -> str:
+    """Return a glob as a regular expression: ``**`` stands for any folders, the others for characters of one name."""
+    parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+
+    def translated(match: re.Match[str]) -> str:
+        text = match.group()
+        if text in parts:
+            return parts[text]
+        if len(text) > 1:  # a set of characters
+            return "[" + text[1:-1].replace("\\", "\\\\").replace("!", "^", 1 if text[1] == "!" else 0) + "]"
+        return re.escape(text)
+
+    return re.sub(r"\*\*/|\*\*|\*|\?|\[[^\]/]+\]|.", translated, wild, flags=re.DOTALL)
+
+
+def _hidden(path: PurePath) -> bool:
     return any(part.startswith(_HIDDEN) for part in path.parts)
 
 
@@ -203,12 +256,15 @@ def _similar_file(name: str) -> str:
 
 
 def _format_of(path: str) -> str | None:
-    if not is_remote(path) and os.path.isdir(path):
+    if "://" not in path and os.path.isdir(path):
         return "delta"
     name = path.lower().rstrip("/")
     for ending in _COMPRESSED:
         name = name.removesuffix(ending)
-    return _FORMATS.get(os.path.splitext(name)[1])
+    known = _FORMATS.get(os.path.splitext(name)[1])
+    if known is None and storage.address(path) is not None and Folder(path).exists("_delta_log"):
+        return "delta"
+    return known
 
 
 def _agreed_format(paths: Sequence[str]) -> str:
@@ -268,7 +324,7 @@ def _inspect_delta(config: InputConfig, paths: Sequence[str], options: Mapping[s
     from topicscale.sniff import arrow_columns
 
     try:
-        table = DeltaTable(paths[0])
+        table = DeltaTable(paths[0], storage_options=storage.delta_options(paths[0]))
         schema = table.schema().to_arrow()
         import pyarrow as pa
 
@@ -276,7 +332,7 @@ def _inspect_delta(config: InputConfig, paths: Sequence[str], options: Mapping[s
         metadata, version = table.metadata(), table.version()
         actions = pa.table(table.get_add_actions(flatten=True)).to_pydict()
     except (DeltaError, OSError, ValueError) as error:
-        raise InputError(f"Input {paths[0]!r} is not a Delta table that can be read: {error}") from error
+        raise InputError(f"Input {paths[0]!r} is not a Delta table that can be read: {said(error)}") from error
     check_columns(columns, config, "delta")
     counts = actions.get("num_records") or []
     rows = sum(counts) if counts and all(count is not None for count in counts) else None

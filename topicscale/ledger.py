@@ -14,12 +14,14 @@ documents is answered with it. It cannot leave a copy outside without an entry. 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,9 +33,12 @@ import pyarrow.parquet as pq
 
 from topicscale.differencing import Members, UInt64
 from topicscale.errors import StoreError
+from topicscale.files import Folder
 
 FOLDER = "_exports"
 _PARTIAL = "_partial"
+_ENTRY = "entry.json"
+_SECRET = "secret"
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,33 @@ class Entry:
         return Members(rows["document"].to_numpy(), rows["text"].to_numpy(), rows["leaf"].to_numpy())
 
 
+@contextlib.contextmanager
+def at_hand(files: Folder) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """Yield a folder of this machine that holds a store's ledger, and what puts back there what was recorded since.
+
+    Of a store in an object store that is a copy, removed afterwards. The caller holds the store's lock, and lets nothing
+    leave before it has put the record back.
+    """
+    if files.path is not None:
+        yield files.path, lambda: None
+        return
+    with tempfile.TemporaryDirectory(prefix="topicscale-ledger-") as scratch:
+        there = {file.name for file in files.files(FOLDER, deep=True)}
+        # of a record that was put back in part nothing has left: without its last file it is none
+        whole = {name for name in there if "/".join([*name.split("/")[:2], _ENTRY]) in there}
+        for name in sorted(whole | {f"{FOLDER}/{_SECRET}"} & there):
+            target = Path(scratch) / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(files.read(name) or b"")
+
+        def keep() -> None:
+            made = [path.relative_to(scratch).as_posix() for path in Path(scratch, FOLDER).rglob("*") if path.is_file()]
+            for name in sorted((name for name in made if name not in whole), key=lambda name: (name.endswith(f"/{_ENTRY}"), name)):
+                files.write(name, (Path(scratch) / name).read_bytes())
+
+        yield Path(scratch), keep
+
+
 class Ledger:
     """The exports of one store. The caller holds the store's lock.
 
@@ -86,13 +118,13 @@ class Ledger:
     def _entry(self, number: int) -> Entry:
         path = self.path / str(number)
         try:
-            told = json.loads((path / "entry.json").read_text(encoding="utf-8"))
+            told = json.loads((path / _ENTRY).read_text(encoding="utf-8"))
             return Entry(number, path, told["generation"], told["minimum"], told["site"], tuple(told["keys"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"The record of an export, {str(path)!r}, is damaged: {error}. Restore it from a backup.") from error
 
     def _read_secret(self) -> bytes:
-        file = self.path / "secret"
+        file = self.path / _SECRET
         if file.exists():
             secret = file.read_bytes()
             if len(secret) != 32:
@@ -135,7 +167,7 @@ class Ledger:
             "at": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
             "keys": list(keys),
         }
-        (partial / "entry.json").write_text(json.dumps(told), encoding="utf-8")
+        (partial / _ENTRY).write_text(json.dumps(told), encoding="utf-8")
         for folder, _, files in os.walk(partial):
             for file in files:
                 _force(Path(folder) / file)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
+import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any
 
 import pyarrow as pa
 
+from topicscale import storage
 from topicscale.errors import InputError
+from topicscale.files import Folder
 
 _HEAD = 1 << 20
 """Bytes (uncompressed) that are read of a file."""
@@ -48,7 +52,7 @@ class Sample:
 
 
 def sample_file(path: str, chosen: str, options: Mapping[str, str], *, head_bytes: int = _HEAD) -> Sample:
-    """Return what the head of a local file tells about it.
+    """Return what the head of a file tells about it; ``path`` is of this machine or of an object store.
 
     Raises
     ------
@@ -102,11 +106,9 @@ def _arrow_kind(kind: pa.DataType) -> str:
 
 
 def _parquet(path: str) -> Sample:
-    import os
-
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
+    with _opened(path) as (raw, size), pq.ParquetFile(raw) as file:
         columns = arrow_columns(file.schema_arrow)
         dimensions: dict[str, int] = {}
         vectors = [column.name for column in columns if column.kind == "vector"]
@@ -124,17 +126,25 @@ def _parquet(path: str) -> Sample:
             for number in range(file.metadata.num_columns):
                 if (name := file.schema.column(number).path) in texts:
                     characters[name] += group.column(number).total_uncompressed_size * file.metadata.num_row_groups // groups
-        return Sample(columns, file.metadata.num_rows, os.path.getsize(path), dimensions, characters)
+        return Sample(columns, file.metadata.num_rows, size, dimensions, characters)
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[tuple[IO[bytes] | pa.NativeFile, int]]:
+    """Yield a file and its size."""
+    if storage.address(path) is None:
+        with open(path, "rb") as local:
+            yield local, os.path.getsize(path)
+    else:
+        with Folder(path).open() as remote:
+            yield remote, remote.size()
 
 
 def _head(path: str, number: int) -> tuple[bytes, int, bool]:
     """Return the first bytes, the bytes of the file that they take, and whether that was all of it."""
-    import os
-
     kind = {"gz": "gzip", "zst": "zstd", "bz2": "bz2"}.get(path.rsplit(".", 1)[-1].lower())
-    size = os.path.getsize(path)
-    with open(path, "rb") as raw:
-        stream: IO[bytes] | pa.CompressedInputStream = pa.CompressedInputStream(raw, kind) if kind else raw
+    with _opened(path) as (raw, size):
+        stream: IO[bytes] | pa.NativeFile = pa.CompressedInputStream(raw, kind) if kind else raw
         head = stream.read(number)
         # a first row of megabytes is one bad row, and no reason to refuse the file
         while b"\n" not in head and len(head) < _LONGEST and (further := stream.read(_HEAD)):

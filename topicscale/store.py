@@ -31,16 +31,18 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
-from deltalake.exceptions import TableNotFoundError
+from deltalake.exceptions import DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction
 
+from topicscale import storage
 from topicscale.config import fingerprint
 from topicscale.errors import RequestError, StoreError, StoreLocked, StoreVersionError
+from topicscale.files import Folder, said
+from topicscale.lease import Lease, lease
 from topicscale.tables import CONTRACT_VERSION, LOGS, PARTITION, TABLES
 from topicscale.transactions import Transactions
 
@@ -48,6 +50,8 @@ MARKER = "_topicscale.json"
 LOCK = "_lock"
 PENDING = "_forget.json"
 """Ids of documents that are being removed: while it is there, only `forget` may write."""
+WORK = "_work"
+"""Folder of what a run that was killed goes on from."""
 WEIGHTS = "weights"
 """Folder of the weights of models trained on the store: ``weights/<revision>/<name>``."""
 TRAINING = "_finetune"
@@ -117,28 +121,32 @@ def agree(one: int | None, other: int | None) -> bool:
 
 
 def local_path(uri: str) -> Path:
-    """Return the local path of a store URI.
+    """Return the local path that a URI names.
 
     Raises
     ------
     RequestError
-        The URI is not a local path: object stores are not supported yet.
+        The URI names no local path.
     """
-    parsed = urlparse(uri)
-    if parsed.scheme == "file":
-        return Path(unquote(parsed.path)).resolve()
-    if len(parsed.scheme) > 1:
-        raise RequestError(f"A store must be a local path or a file:// URI. Got {uri!r} instead: {parsed.scheme}:// is not supported yet.")
-    return Path(uri).expanduser().resolve()
+    path = storage.local_path(uri)
+    if path is None:
+        raise RequestError(f"This must be a folder of this machine. Got {uri!r} instead.")
+    return path
 
 
-def check_vacant(path: Path) -> None:
-    """Raise StoreError unless a store can be made at a path: nothing is there, or an empty folder, or one whose making was cut short."""
-    if path.exists() and not path.is_dir():
-        raise StoreError(f"A store must be a folder. {str(path)!r} is a file.")
+def is_store(uri: str | Path) -> bool:
+    """Return whether there is a store at a URI."""
+    return Folder(uri).exists(MARKER)
+
+
+def check_vacant(uri: str | Path) -> None:
+    """Raise StoreError unless a store can be made at a URI: nothing is there, or an empty folder, or one whose making was cut short."""
+    files = Folder(uri)
+    if files.find() is not None:
+        raise StoreError(f"A store must be a folder. {files.uri!r} is a file.")
     ours = (LOCK, *TABLES)
-    if path.exists() and any(name not in ours and not name.startswith(Path(MARKER).stem) for name in os.listdir(path)):
-        raise StoreError(f"The folder {str(path)!r} is not empty and is no topicscale store. Name a new or empty folder.")
+    if any(name not in ours and not name.startswith(Path(MARKER).stem) for name in files.listing()):
+        raise StoreError(f"The folder {files.uri!r} is not empty and is no topicscale store. Name a new or empty folder.")
 
 
 class Store:
@@ -147,7 +155,8 @@ class Store:
     Parameters
     ----------
     uri : str
-        A local path or a ``file://`` URI.
+        A local path, a ``file://`` URI, or a folder of an object store (``s3://bucket/folder``, ``gs://``, ``abfss://``), which is
+        reached by the settings given to :func:`topicscale.storage.use`.
     create : bool, default=False
         Make the store, with every table that delta-rs writes, if there is none.
     site_id : str, optional
@@ -155,6 +164,8 @@ class Store:
 
     Attributes
     ----------
+    files : topicscale.files.Folder
+        What lies beside the tables.
     site_id : str
         What tells this store's topics from other stores' after merging: random, made with the store, copied with it, and
         carried by what the store exports.
@@ -162,27 +173,29 @@ class Store:
     Raises
     ------
     StoreError
-        There is no store at ``uri`` (and ``create`` is false), or the folder holds something else.
+        There is no store at ``uri`` (and ``create`` is false), the folder holds something else, or the object store does not answer.
     StoreVersionError
         The store was written under another table contract.
     """
 
     def __init__(self, uri: str | Path, *, create: bool = False, site_id: str | None = None) -> None:
-        self.path = local_path(str(uri))
-        self.uri = str(self.path)
-        marker = self.path / MARKER
-        if not marker.exists():
+        self.files = Folder(uri)
+        self.uri, self.name = self.files.uri, self.files.name
+        self._options = storage.delta_options(self.uri)
+        self._lease: Lease | None = None
+        content = self.files.read(MARKER)
+        if content is None:
             if not create:
                 raise StoreError(
                     f"There is no topicscale store at {self.uri!r}. Make one with: topicscale run --input ... --store {self.uri}"
                 )
-            self._create(marker, uuid.uuid4().hex if site_id is None else site_id)
+            content = self._create(uuid.uuid4().hex if site_id is None else site_id)
         try:
-            marks = json.loads(marker.read_text())
+            marks = json.loads(content)
             contract = marks["contract"]
             self.site_id = str(marks.get("id", ""))
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise StoreError(f"The marker file {str(marker)!r} is damaged: {error}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"The marker file {self.uri}/{MARKER} is damaged: {error}") from error
         if contract != CONTRACT_VERSION:
             raise StoreVersionError(
                 f"The store at {self.uri!r} has table contract {contract}; this version of topicscale reads and writes contract "
@@ -191,31 +204,48 @@ class Store:
         self._pinned: Snapshot | None = None
         self._units: dict[str, Transactions] = {}
 
-    def _create(self, marker: Path, site_id: str) -> None:
-        check_vacant(self.path)
+    def _create(self, site_id: str) -> bytes:
+        check_vacant(self.uri)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            if self.files.path is not None:
+                self.files.path.mkdir(parents=True, exist_ok=True)
             for spec in TABLES.values():
                 if spec.writer == "delta-rs":
-                    DeltaTable.create(
-                        self.table_path(spec.name),
-                        schema=spec.schema,
-                        mode="ignore",
-                        partition_by=[PARTITION] if spec.partitioned else None,
-                        configuration=_PROPERTIES,
-                    )
+                    self._make(spec.name, spec.schema, [PARTITION] if spec.partitioned else None)
             # last, so that a store without it is one whose making was cut short, and is made again
-            temporary = marker.with_suffix(f".{os.getpid()}")
-            temporary.write_text(json.dumps({"contract": CONTRACT_VERSION, "id": site_id}))
-            temporary.replace(marker)
-        except OSError as error:
-            raise StoreError(f"The store {self.uri!r} cannot be made: {error.strerror or error}") from error
+            content = json.dumps({"contract": CONTRACT_VERSION, "id": site_id}).encode()
+            self.files.write(MARKER, content)
+            return content
+        except (OSError, DeltaError) as error:
+            why = error.strerror if isinstance(error, OSError) else None
+            raise StoreError(f"The store {self.uri!r} cannot be made: {why or said(error)}") from error
+
+    def _make(self, name: str, schema: pa.Schema, partition_by: list[str] | None = None) -> None:
+        DeltaTable.create(
+            self.table_path(name),
+            schema=schema,
+            mode="ignore",
+            partition_by=partition_by,
+            configuration=_PROPERTIES,
+            storage_options=self._options,
+        )
+
+    @property
+    def path(self) -> Path:
+        """The store's folder on this machine.
+
+        Raises
+        ------
+        RequestError
+            It is in an object store.
+        """
+        return local_path(self.uri)
 
     # -- tables --------------------------------------------------------------------------------------------------
 
     def table_path(self, name: str) -> str:
         """Return the path of one table."""
-        return str(self.path / TABLES[name].name)
+        return f"{self.uri}/{TABLES[name].name}"
 
     def table(self, name: str, *, version: int | None = None) -> DeltaTable:
         """Return a delta-rs handle on a table at a version (None: the newest).
@@ -223,16 +253,22 @@ class Store:
         Raises
         ------
         StoreError
-            The table was not written yet.
+            The table was not written yet, the object store does not answer, or this run no longer holds the store.
         """
+        if self._lease is not None:
+            self._lease.check()
         try:
-            return DeltaTable(self.table_path(name), version=version)
+            return DeltaTable(self.table_path(name), version=version, storage_options=self._options)
         except TableNotFoundError:
             raise StoreError(f"The store {self.uri!r} has no table {name!r} yet. Run `topicscale status --store {self.uri}`.") from None
+        except (OSError, DeltaError) as error:
+            if self.files.path is not None:
+                raise
+            raise StoreError(f"The table {self.table_path(name)} cannot be read: {said(error)}") from error
 
     def has(self, name: str) -> bool:
         """Return whether a table was written."""
-        return DeltaTable.is_deltatable(self.table_path(name))
+        return DeltaTable.is_deltatable(self.table_path(name), self._options)
 
     def version(self, name: str) -> int | None:
         """Return the newest version of a table, None if it was never written."""
@@ -378,11 +414,11 @@ class Store:
 
     def create_table(self, name: str) -> None:
         """Make a table where there is none yet: one that Spark writes elsewhere, or that an older store lacks."""
-        DeltaTable.create(self.table_path(name), schema=TABLES[name].schema, mode="ignore", configuration=_PROPERTIES)
+        self._make(name, TABLES[name].schema)
 
     def append(self, name: str, rows: pa.Table) -> None:
         """Append to a log table (``runs``, ``answers``)."""
-        write_deltalake(self.table_path(name), rows.cast(TABLES[name].schema), mode="append")
+        write_deltalake(self.table(name), rows.cast(TABLES[name].schema), mode="append")
 
     # -- generations ---------------------------------------------------------------------------------------------
 
@@ -404,7 +440,7 @@ class Store:
         """Return a configuration whose embedding model, where it is one of this store's own, is found although the store was moved."""
         embedding = configuration.get("embedding", {})
         parts = Path(str(embedding.get("model", ""))).parts
-        if len(parts) > 3 and parts[-3] == WEIGHTS and not Path(*parts).is_dir():
+        if len(parts) > 3 and parts[-3] == WEIGHTS and self.files.path is not None and not Path(*parts).is_dir():
             here = self.path.joinpath(*parts[-3:])
             if here.is_dir():
                 return {**configuration, "embedding": {**embedding, "model": str(here)}}
@@ -457,9 +493,10 @@ class Store:
         for name in TABLES:
             if self.has(name):
                 self.table(name).vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False, full=True)
-        shutil.rmtree(self.path / "_work", ignore_errors=True)
-        for folder in (self.path / TRAINING).glob("*/"):  # lock files stay: their holders would hold nothing
-            shutil.rmtree(folder, ignore_errors=True)
+        self.files.clear(WORK)
+        if self.files.path is not None:
+            for folder in (self.files.path / TRAINING).glob("*/"):  # lock files stay: their holders would hold nothing
+                shutil.rmtree(folder, ignore_errors=True)
 
     @contextlib.contextmanager
     def without_trainings(self, run_id: str) -> Iterator[None]:
@@ -471,7 +508,8 @@ class Store:
             One is under way.
         """
         with contextlib.ExitStack() as held:
-            for lock in sorted((self.path / TRAINING).glob("*.lock")):
+            locks = (self.files.path / TRAINING).glob("*.lock") if self.files.path is not None else ()  # none trains on an object store
+            for lock in sorted(locks):
                 held.enter_context(exclusive(lock, run_id, f"The training of {lock.stem!r}, which holds texts of this store,"))
             yield
 
@@ -515,20 +553,41 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self, run_id: str, *, forgetting: bool = False) -> Iterator[None]:
-        """Hold the store against other runs. The kernel lets go of it when the process dies, however it dies.
+        """Hold the store against other runs.
+
+        On this machine the kernel lets go of it when the process dies, however it dies; in an object store it is a lease
+        (see :mod:`topicscale.lease`).
 
         Raises
         ------
         StoreLocked
             Another run holds it; the message names it.
         """
-        with exclusive(self.path / LOCK, run_id, f"The store {self.uri!r}"):
-            if (self.path / PENDING).exists() and not forgetting:
+        with self._held(run_id):
+            if self.files.exists(PENDING) and not forgetting:
                 raise StoreError(
                     f"Documents are being removed from {self.uri!r}, and that was cut short. Finish it first, with the same ids or any: "
                     f"topicscale forget --ids FILE --store {self.uri}"
                 )
             yield
+
+    @contextlib.contextmanager
+    def _held(self, run_id: str) -> Iterator[None]:
+        what = f"The store {self.uri!r}"
+        if self.files.path is not None:
+            with exclusive(self.files.path / LOCK, run_id, what):
+                yield
+            return
+        with lease(self.files, LOCK, holder(run_id), what) as self._lease:
+            try:
+                yield
+            finally:
+                self._lease = None
+
+
+def holder(run_id: str) -> str:
+    """Return how whoever holds a lock is told of."""
+    return f"run {run_id} (process {os.getpid()} on {socket.gethostname()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC)"
 
 
 @contextlib.contextmanager
@@ -551,7 +610,7 @@ def exclusive(path: Path, run_id: str, what: str) -> Iterator[None]:
             ) from None
         handle.seek(0)
         handle.truncate()
-        handle.write(f"run {run_id} (process {os.getpid()} on {socket.gethostname()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC)")
+        handle.write(holder(run_id))
         handle.flush()
         yield
     finally:
@@ -578,13 +637,10 @@ def write_part(store_uri: str, name: str, partition_id: str, rows: pa.Table) -> 
         return ()
     schema = pa.schema([f for f in TABLES[name].schema if f.name != PARTITION])
     relative = f"{PARTITION}={partition_id}/part-{uuid.uuid4().hex}.parquet"
-    path = Path(store_uri) / name / relative
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        # vectors do not compress; a dictionary over them costs time and gains nothing
-        strings = [f.name for f in schema if pa.types.is_string(f.type)]
-        pq.write_table(rows.select(schema.names).cast(schema), path, compression="zstd", compression_level=1, use_dictionary=strings)
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
-    return (PartFile(relative, path.stat().st_size, rows.num_rows),)
+    files = Folder(store_uri)
+    # vectors do not compress; a dictionary over them costs time and gains nothing
+    strings = [f.name for f in schema if pa.types.is_string(f.type)]
+    with files.sink(f"{name}/{relative}") as sink:
+        pq.write_table(rows.select(schema.names).cast(schema), sink, compression="zstd", compression_level=1, use_dictionary=strings)
+        size = sink.tell()
+    return (PartFile(relative, size, rows.num_rows),)

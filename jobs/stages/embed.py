@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
@@ -12,6 +10,7 @@ import pyarrow.compute as pc
 from jobs.job import Job, Partition
 from topicscale.config import fingerprint
 from topicscale.models import embedding_space
+from topicscale.store import WORK
 
 
 def space_of(job: Job) -> str:
@@ -45,7 +44,7 @@ def embed(job: Job, partitions: list[Partition]) -> list[str]:
     space = alike(job)
     fingerprints = prints_of(job, partitions)
     precomputed = job.config.input.embedding_column is not None
-    scratch = job.store.path / "_work" / "reuse"
+    scratch = f"{WORK}/reuse"
 
     def prepare(pending: list[str]) -> Callable[[str], dict[str, Any]]:
         documents_version = job.store.table("documents").version()
@@ -57,17 +56,17 @@ def embed(job: Job, partitions: list[Partition]) -> list[str]:
         if not job.adds and not precomputed and held and not set(pending) <= held and _holds(job, space):
             from spark import reuse as shell
 
-            shutil.rmtree(scratch, ignore_errors=True)
+            job.store.files.clear(scratch)
+            reuse = f"{job.store.uri}/{scratch}"
             moved = shell.vectors_to_reuse(
                 job.engines.spark,
                 store_uri=job.store.uri,
                 documents_version=documents_version,
                 embeddings_version=embeddings.version(),
                 space=space,
-                target=str(scratch),
+                target=reuse,
             )
             job.ui.log("stage", f"embed: {moved:,} vectors of other partitions can be reused")
-            reuse = str(scratch)
         version = embeddings.version() if held else None
 
         def arguments(partition_id: str) -> dict[str, Any]:
@@ -86,7 +85,7 @@ def embed(job: Job, partitions: list[Partition]) -> list[str]:
 
     rows = {p.partition_id: p.rows for p in partitions}
     done = job.run_units("embed", "embed", tables=["embeddings"], fingerprints=fingerprints, rows=rows, prepare=prepare)
-    shutil.rmtree(Path(scratch), ignore_errors=True)
+    job.store.files.clear(scratch)
     return done
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,9 +85,9 @@ def refine(job: Job, clustered: Mapping[str, str], rows: Mapping[str, int], heig
     file they are computed again, to the same numbers.
     """
     fp = print_of(job, clustered, height, names)
-    path = job.store.path / "_work" / f"refine-{fp}.npz"
-    if path.exists():
-        return _load(path)
+    name = f"refine-{fp}.npz"
+    if (kept := job.kept(name)) is not None:
+        return _load(kept)
     began = time.monotonic()
     local = read_local(job)
     merged = merge(job, local, partitions=len(clustered), height=height, named=0 if names is None else len(names.labels))
@@ -104,7 +103,7 @@ def refine(job: Job, clustered: Mapping[str, str], rows: Mapping[str, int], heig
     keys = [merged.keys[int(topic)] for topic in found.kept]
     result = Topics(keys, found.vectors, found.cutoffs, counts, found.kept, [""] * len(keys))
     result = _ordered(result if names is None else _with_names(result, names))
-    _save(path, result)
+    job.keep(name, **_arrays(result))
     job.whole(
         "refine",
         fp,
@@ -173,30 +172,22 @@ def assign_prints(job: Job, embedded: Mapping[str, str], refined: str) -> dict[s
     return {pid: job.print_of("assign", fp, refined) for pid, fp in embedded.items()}
 
 
-def _save(path: Path, topics: Topics) -> None:
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        np.savez(
-            file,
-            keys=np.array(topics.keys, dtype="U32"),
-            vectors=topics.vectors,
-            cutoffs=topics.cutoffs,
-            sizes=topics.sizes,
-            merged=topics.merged,
-            names=np.array(topics.names, dtype=f"U{NAME_CHARS}"),
-        )
-    for old in path.parent.glob("refine-*.npz"):
-        old.unlink()
-    temporary.replace(path)
+def _arrays(topics: Topics) -> dict[str, npt.NDArray[Any]]:
+    return {
+        "keys": np.array(topics.keys, dtype="U32"),
+        "vectors": topics.vectors,
+        "cutoffs": topics.cutoffs,
+        "sizes": topics.sizes,
+        "merged": topics.merged,
+        "names": np.array(topics.names, dtype=f"U{NAME_CHARS}"),
+    }
 
 
-def _load(path: Path) -> Topics:
-    with np.load(path, allow_pickle=False) as data:
-        keys = data["keys"].tolist()
-        # a file from before there were names has none
-        names = data["names"].tolist() if "names" in data.files else [""] * len(keys)
-        return Topics(keys, data["vectors"], data["cutoffs"], data["sizes"], data["merged"], names)
+def _load(kept: Mapping[str, npt.NDArray[Any]]) -> Topics:
+    keys = kept["keys"].tolist()
+    # what was kept before there were names has none
+    names = kept["names"].tolist() if "names" in kept else [""] * len(keys)
+    return Topics(keys, kept["vectors"], kept["cutoffs"], kept["sizes"], kept["merged"], names)
 
 
 def _matrix(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:

@@ -6,7 +6,6 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,9 +89,9 @@ def take(
     if not given:
         return None
     fp = job.print_of("zeroshot", sorted(embedded.items()), generation, *parts_of(job))
-    path = job.store.path / "_work" / f"zeroshot-{fp}.npz"
-    if path.exists():
-        return _load(path, fp)
+    name = f"zeroshot-{fp}.npz"
+    if (kept := job.kept(name)) is not None:
+        return _load(kept, fp)
     began = time.monotonic()
     least = job.config.zeroshot.min_similarity
     vectors = _vectors(job, given, known or {})
@@ -106,7 +105,7 @@ def take(
             "warning",
             f"zeroshot: no document is within zeroshot.min_similarity={least:g} of {', '.join(map(repr, unused))}: no such topic was made",
         )
-    _save(path, result)
+    job.keep(name, **_arrays(result))
     detail = dict(zip(given, sizes.tolist(), strict=True))
     job.whole("zeroshot", fp, rows=int(counts.sum()), seconds=time.monotonic() - began, detail=detail)
     return result
@@ -120,17 +119,15 @@ def _vectors(job: Job, given: list[str], known: Mapping[str, npt.NDArray[np.floa
     return np.stack([known[key] if key in known else next(fresh) for key in keys]).astype(np.float32)
 
 
-def _save(path: Path, names: Names) -> None:
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        labels = np.array(names.labels, dtype=f"U{NAME_CHARS}")
-        np.savez(file, labels=labels, vectors=names.vectors, sizes=names.sizes, rest=names.rest, min_similarity=names.min_similarity)
-    for old in path.parent.glob("zeroshot-*.npz"):
-        old.unlink()
-    temporary.replace(path)
+def _arrays(names: Names) -> dict[str, npt.NDArray[Any]]:
+    return {
+        "labels": np.array(names.labels, dtype=f"U{NAME_CHARS}"),
+        "vectors": names.vectors,
+        "sizes": names.sizes,
+        "rest": np.array(names.rest),
+        "min_similarity": np.array(names.min_similarity),
+    }
 
 
-def _load(path: Path, fp: str) -> Names:
-    with np.load(path, allow_pickle=False) as data:
-        return Names(data["labels"].tolist(), data["vectors"], data["sizes"], int(data["rest"]), float(data["min_similarity"]), fp)
+def _load(kept: Mapping[str, npt.NDArray[Any]], fp: str) -> Names:
+    return Names(kept["labels"].tolist(), kept["vectors"], kept["sizes"], int(kept["rest"]), float(kept["min_similarity"]), fp)

@@ -98,7 +98,7 @@ def test_the_fingerprint_changes_with_the_file(tmp_path):
 
 
 def test_a_remote_address_is_left_to_the_engine():
-    plan = inspect(InputConfig(paths=("s3://bucket/docs/*.parquet",)))
+    plan = inspect(InputConfig(paths=("hdfs://bucket/docs/*.parquet",)))
     assert (plan.format, plan.columns) == ("parquet", ())
 
 

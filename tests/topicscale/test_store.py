@@ -130,8 +130,8 @@ def test_what_is_no_store_is_refused(tmp_path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StoreError, match="is a file"):
         Store(tmp_path / "file", create=True)
-    with pytest.raises(RequestError, match="s3:// is not supported"):
-        Store("s3://bucket/store", create=True)
+    with pytest.raises(RequestError, match="must be a local path or begin with file://, s3://"):
+        Store("ftp://host/store", create=True)
 
 
 def test_a_store_of_another_contract_is_refused_by_both_numbers(store) -> None:
