@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, write_deltalake
-from deltalake.exceptions import DeltaError
+from deltalake.exceptions import CommitFailedError, DeltaError
 
 from topicscale import storage
 from topicscale.errors import StoreError, StoreLocked
@@ -55,7 +55,9 @@ class Lease:
         """
         uri = f"{self._files.uri}/{self._name}"
         try:
-            DeltaTable.create(uri, schema=_SCHEMA, mode="ignore", storage_options=self._options)
+            if not DeltaTable.is_deltatable(uri, self._options):
+                with contextlib.suppress(CommitFailedError):  # another makes it this very moment
+                    DeltaTable.create(uri, schema=_SCHEMA, mode="ignore", storage_options=self._options)
             self._claim()
         except (OSError, DeltaError) as error:
             self._files.remove(self._beat(self._row))
