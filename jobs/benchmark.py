@@ -113,7 +113,7 @@ def benchmark(
     finally:
         if ours:
             runtime.stop()
-    where = f"{machine()}; {layout}{f' at {config.ray.address}' if config.ray.address else ''}, Spark with {spark_cores} cores"
+    where = f"{machine()}; {layout}{f' at {config.ray.where}' if config.ray.where else ''}, Spark with {spark_cores} cores"
     source = f"topicscale benchmark, {date.today()}, {sample.documents:,} documents in {sample.partitions:,} partitions"
     rates = {
         name: Rate(float(f"{value:.4g}"), where, source) for name, value in _rates(few, sample, many, layout, spark_cores, given).items()
