@@ -165,7 +165,7 @@ def _stages(job: Job, plan: inputs.InputPlan | None, fitted_batches: int) -> Sna
     }
     failed = {stage: sorted(units) for stage, units in job.failed.items()}
     snapshot = job.store.publish(
-        configuration=job.config.to_dict(),
+        configuration=job.config.without_places().to_dict(),
         summary=summary,
         unit_fingerprint=job.print_of("publish", published, failed, *represent.parts_of(job.config)),
     )

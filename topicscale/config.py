@@ -30,9 +30,11 @@ NAME_CHARS = 200
 _SECRET = re.compile(
     r"(access|account|customer|private|account\.)[._]?key|secret|token|password|credential|sas\b|service_account", re.IGNORECASE
 )
+_REFERENCES = ("spark.kubernetes.driver.secret", "spark.kubernetes.executor.secret")
+"""Settings that name secrets and do not hold them."""
 _ENVIRONMENT = (
     "Credentials come from the environment alone: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or a role; "
-    "GOOGLE_APPLICATION_CREDENTIALS; AZURE_... (see docs/storage.md)."
+    "GOOGLE_APPLICATION_CREDENTIALS; AZURE_... (docs/storage.md); SPARK_CONNECT_AUTHENTICATE_TOKEN; _SPARK_AUTH_SECRET (docs/clusters.md)."
 )
 
 
@@ -382,6 +384,11 @@ class Config:
         assert isinstance(result, dict)
         return result
 
+    def without_places(self) -> Config:
+        """Return the tree without the addresses of engines: where a job ran is no property of its store."""
+        ray = dataclasses.replace(self.ray, address=None)
+        return dataclasses.replace(self, ray=ray, spark=dataclasses.replace(self.spark, master=None, remote=None))
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
         """Return the configuration that ``values`` describes; what is left out takes its default.
@@ -649,15 +656,18 @@ def _validate(config: Config) -> None:
 
 def secretive(key: str) -> bool:
     """Return whether a setting of that name holds a credential."""
-    return _SECRET.search(key) is not None and not key.lower().endswith((".provider", ".provider.type", "_file", "kms_key_id"))
+    return _SECRET.search(key) is not None and not key.lower().endswith((".provider", ".provider.type", "file", "kms_key_id"))
 
 
 def _validate_storage(config: Config) -> None:
     held = {f"storage.options.{key}": key for key in config.storage.options}
-    held |= {f"spark.conf.{key}": key for key in config.spark.conf if ".fs." in f".{key}"}
+    held |= {f"spark.conf.{key}": key for key in config.spark.conf if not str(key).startswith(_REFERENCES)}
     for path, key in held.items():
         if secretive(str(key)):  # its value is not shown
-            raise ConfigError(f"{path} would hold a credential. {_ENVIRONMENT}")
+            raise ConfigError(f"{path} would hold a credential, and configurations are stored. {_ENVIRONMENT}")
+    for key in ("remote", "master"):
+        if "token=" in (getattr(config.spark, key) or ""):
+            raise ConfigError(f"spark.{key} must hold no token (it is not shown). {_ENVIRONMENT}")
     check_endpoint(config.storage, "storage.endpoint")
 
 

@@ -84,3 +84,43 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path) -> None:
 def test_fingerprints_depend_on_content_alone() -> None:
     assert config.fingerprint({"a": 1, "b": (1, 2)}) == config.fingerprint({"b": [1, 2], "a": 1})
     assert config.fingerprint(Config()) != config.fingerprint(load(overrides=["topics.min_size=11"]))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "spark.conf={spark.authenticate.secret: abc123}",
+        "spark.conf={spark.kubernetes.authenticate.oauthToken: abc123}",
+        "spark.remote=sc://host:15002/;token=abc123",
+    ],
+)
+def test_a_configuration_holds_no_secret(override) -> None:
+    with pytest.raises(ConfigError, match="environment alone") as caught:
+        load(overrides=[override])
+    assert "abc123" not in str(caught.value)
+
+
+def test_names_of_secrets_are_no_secrets() -> None:
+    conf = "{spark.authenticate.secret.file: /etc/s, spark.kubernetes.driver.secretKeyRef.TOKEN: name:key, spark.redaction.regex: secret}"
+    assert len(load(overrides=[f"spark.conf={conf}"]).spark.conf) == 3
+
+
+def test_where_a_job_ran_is_not_kept() -> None:
+    held = load(overrides=["ray.address=head:6379", "spark.remote=sc://host:15002", "ray.actors=3"]).without_places()
+    assert (held.ray.address, held.spark.remote, held.ray.actors) == (None, None, 3)
+
+
+def test_engines_are_where_the_environment_says(monkeypatch) -> None:
+    for name in ("RAY_ADDRESS", "SPARK_REMOTE", "MASTER"):
+        monkeypatch.delenv(name, raising=False)
+    config = Config()
+    assert (config.ray.where, config.spark.where, config.spark.connects) == (None, None, False)
+    monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")  # the job API's, which cannot be joined
+    monkeypatch.setenv("MASTER", "something else")
+    assert (config.ray.where, config.spark.where) == (None, None)
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    monkeypatch.setenv("MASTER", "spark://host:7077")
+    assert (config.ray.where, config.spark.where) == ("head:6379", "spark://host:7077")
+    monkeypatch.setenv("SPARK_REMOTE", "sc://host:15002")
+    assert config.spark.connects
+    assert load(overrides=["ray.address=mine:1", "spark.master=yarn"]).spark.where == "yarn"
