@@ -157,6 +157,8 @@ class Pool:
         """
         import ray
 
+        if not self._running:
+            self._alone = time.monotonic()  # until now nobody waited
         while not self._running:
             done, _ = ray.wait(list(self._starting), num_returns=1, timeout=POLL)
             for reference in done:
