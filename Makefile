@@ -7,7 +7,7 @@ TEST_LIMIT ?= 70m
 TESTS ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults lint types check lock clean bench-setup bench-whole-job bench-memory bench-baselines bench-quality bench-embedding bench-merge bench-federation bench-updates bench-labels bench-finetune bench-partitions bench
+.PHONY: help setup demo test test-faults lint types check lock clean bench-setup bench-whole-job bench-memory bench-baselines bench-quality bench-embedding bench-merge bench-federation bench-updates bench-labels bench-finetune bench-partitions bench-cluster bench
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,7 +71,10 @@ bench-finetune: setup  ## what each recipe gains, memory of large batches, two w
 bench-partitions: setup  ## the driver over 20,000 partitions, killed twice: its time, its memory, its logs
 	$(PY) -m benchmarks.partitions
 
-bench: bench-embedding bench-quality bench-baselines bench-memory bench-merge bench-federation bench-updates bench-labels bench-finetune bench-partitions bench-whole-job  ## every benchmark, one after another
+bench-cluster: setup  ## AG News submitted to two Ray nodes and two Spark workers on loopback, against the local run
+	$(PY) -m benchmarks.cluster
+
+bench: bench-embedding bench-quality bench-baselines bench-memory bench-merge bench-federation bench-updates bench-labels bench-finetune bench-partitions bench-cluster bench-whole-job  ## every benchmark, one after another
 
 clean:  ## remove everything that make made
 	rm -rf .venv .venv-bertopic .venv.lock demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -45,18 +45,14 @@ def main() -> None:
         near = _run(["run", "--input", str(source), "--store", str(here), *asked], None)
         stages = [_stages(store) for store in (here, there)]
         equal = contents(str(here)) == contents(str(there))
-        topics = [
-            Store(store).read("assignments", ["doc_id", "topic_id"]).sort_by("doc_id")["topic_id"].to_pylist() for store in (here, there)
-        ]
-    lines: list[list[Any]] = [
-        [stage, f"{stages[0].get(stage, 0):.1f}", f"{stages[1].get(stage, 0):.1f}"] for stage in dict.fromkeys([*stages[0], *stages[1]])
-    ]
+        topics = [Store(store).read("assignments").sort_by("doc_id")["topic_id"].to_pylist() for store in (here, there)]
+    lines: list[list[Any]] = []
+    for stage in dict.fromkeys([*stages[0], *stages[1]]):
+        lines.append([stage, *(f"{seconds.get(stage, 0):.1f}" for seconds in stages)])
     lines.append(["the command, s", f"{near:.0f}", f"{far:.0f}"])
     begun = first.timestamp() - stages[1].get("ingest", 0.0) - began
-    said = (
-        f"{len(topics[0]):,} documents, {options.partitions} partitions. Every table equal: {'yes' if equal else 'NO'}; adjusted Rand index "
-        f"of the assignments: {adjusted_rand_score(*topics):.4f}. From `submit` to the first stage running: {begun:.1f} s."
-    )
+    same = f"Every table equal: {'yes' if equal else 'NO'}; adjusted Rand index of assignments: {adjusted_rand_score(*topics):.4f}."
+    said = f"{len(topics[0]):,} documents, {options.partitions} partitions. {same} From `submit` to the first stage running: {begun:.1f} s."
     write("cluster", "A submitted job against the local one", [said, table(["stage, s", "local", "cluster"], lines)])
 
 

@@ -137,7 +137,7 @@ def held(config: RayConfig) -> Layout:
     ResourceError
         It cannot hold the workers asked for, and it cannot grow.
     """
-    return plan(config, _nodes(), elastic=config.where is not None)
+    return plan(config, nodes(), elastic=config.where is not None)
 
 
 def divided(config: RayConfig, actors: int) -> Layout:
@@ -151,10 +151,11 @@ def room(layout: Layout) -> int:
 
     free = ray.available_resources()
     spare = min(free.get("CPU", 0.0) // layout.cpus, free.get("GPU", 0.0) // layout.gpus if layout.gpus else math.inf)
-    return min(int(spare), _holds(_nodes(), layout))
+    return min(int(spare), _holds(nodes(), layout))
 
 
-def _nodes() -> list[Node]:
+def nodes() -> list[Node]:
+    """Return the machines of the cluster that this process is part of."""
     import ray
 
     found = [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -6,6 +6,7 @@ Each answer is kept in the table ``answers`` as soon as it is there, under a dig
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.job import Job
+from ray_actors import runtime
 from ray_actors.pool import Pool, Unit
 from ray_actors.runtime import Layout
 from topicscale.config import Config, LlmConfig, fingerprint
@@ -217,11 +219,15 @@ class Asker:
 
     def _workers(self) -> tuple[Pool, LlmLayout]:
         if self._pool is None or self._layout is None:
-            import ray
-
             self._job.engines.release()  # their processors and memory are the model's now
-            total = ray.cluster_resources()
-            gpus = total.get("GPU", 0.0)
+            machines = runtime.nodes()
+            wanted = "gpus" if self._config.gpus_per_actor != 0 and any(machine.gpus for machine in machines) else "cpus"
+            machines = [machine for machine in machines if getattr(machine, wanted)]
+            if not machines:
+                raise ResourceError("The cluster has no machine with processors yet. Start one, then run the same command again.")
+            # no worker spans two machines: what the smallest holds, each holds
+            least = min(machines, key=lambda machine: (machine.gpus, machine.cpus))
+            gpus = least.gpus
             memory = (self._config.gpu_memory or 0.0) * 2**30
             if gpus and not memory and self._config.gpus_per_actor != 0:
                 memory = self._gpu_memory()
@@ -229,7 +235,10 @@ class Asker:
             if not models.is_unpacked(model):
                 self._job.ui.log("stage", f"label: unpacking {model.name}, once on this machine", stage="label")
             of = size(model, self._config)
-            layout = plan(self._config, of, cpus=int(total.get("CPU", 1)), gpus=gpus, gpu_memory=memory, memory=total.get("memory", 0.0))
+            actors = self._config.actors
+            share = dataclasses.replace(self._config, actors=math.ceil(actors / len(machines)) if actors else None)
+            layout = plan(share, of, cpus=least.cpus, gpus=gpus, gpu_memory=memory, memory=least.memory)
+            layout = dataclasses.replace(layout, actors=actors or layout.actors * len(machines))
             self._job.ui.log("stage", f"label: {self._config.model}, {layout}", stage="label", need=round(layout.need))
             from ray_actors.label import Labeller
 
