@@ -36,8 +36,6 @@ START = 180.0
 """Seconds that a head may take from its first answer to its first job."""
 ANSWER = 30.0
 """Seconds that one answer may take."""
-CONFIG = "topicscale.yaml"
-"""Name of the configuration file in the job's working directory."""
 STOPPED = 130
 _SECRET = re.compile(r"token|secret|passw|credential|api_?key|access_?key", re.IGNORECASE)
 
@@ -50,8 +48,8 @@ class Submission:
     """As after ``topicscale``: the command's name and its options."""
     store: str | None = None
     """For the list of jobs."""
-    config: str | None = None
-    """A file of this machine that goes with the job; ``command`` names it."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Files of this machine that go with the job, by the option of ``command`` that names them (--config, --storage)."""
     spark: str | None = None
     """A Spark master, or a Spark Connect address (sc://...); None runs Spark inside the job's driver."""
     working_dir: str | None = None
@@ -301,24 +299,33 @@ def _folder(asked: Submission) -> Iterator[tuple[str | None, list[str]]]:
         folder = Path(asked.working_dir).resolve()
         if not folder.is_dir():
             raise RequestError(f"--working-dir must be a folder. Got {asked.working_dir!r} instead.")
-        if asked.config is not None:
-            path = Path(asked.config).resolve()
+        for option, file in asked.files.items():
+            path = Path(file).resolve()
             if not path.is_relative_to(folder):
-                raise RequestError(f"--config must be inside --working-dir, which is what is sent. Got {asked.config!r} instead.")
-            command = _named(command, asked.config, str(path.relative_to(folder)))
+                raise RequestError(f"{option} must be inside --working-dir, which is what is sent. Got {file!r} instead.")
+            command = _named(command, option, str(path.relative_to(folder)))
         yield str(folder), command
-    elif asked.config is not None:
-        with tempfile.TemporaryDirectory() as folder:
-            shutil.copy(asked.config, Path(folder) / CONFIG)
-            yield folder, _named(command, asked.config, CONFIG)
+    elif asked.files:
+        with tempfile.TemporaryDirectory() as temporary:
+            for option, file in asked.files.items():
+                name = f"{option.removeprefix('--')}.yaml"
+                shutil.copy(file, Path(temporary) / name)
+                command = _named(command, option, name)
+            yield temporary, command
     else:
         yield None, command
 
 
-def _named(command: list[str], old: str, new: str) -> list[str]:
-    place = next(i for i, part in enumerate(command) if part in ("--config", f"--config={old}"))
-    tail = command[place + 1 :] if command[place] != "--config" else command[place + 2 :]
-    return [*command[:place], "--config", new, *tail]
+def _named(command: list[str], option: str, value: str) -> list[str]:
+    """Return a command with another value for an option."""
+    found: list[str] = []
+    parts = iter(command)
+    for part in parts:
+        if part == option:
+            next(parts)
+        elif not part.startswith(f"{option}="):
+            found.append(part)
+    return [*found, option, value]
 
 
 def _variables(spark: str | None) -> dict[str, str]:

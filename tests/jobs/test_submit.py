@@ -13,10 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from jobs import submit
 from tests import corpus
 from tests.cluster import Cluster
 from tests.jobs.compare import contents
 from tests.jobs.test_faults import POINTS
+from topicscale.errors import RequestError
 
 pytest.importorskip("aiohttp", reason="needs the extra 'cluster'")
 
@@ -255,6 +257,23 @@ def test_what_cannot_be_had_is_said_and_given_up(cluster, source, tmp_path) -> N
 def test_a_request_is_checked_before_anything_is_sent(arguments, message) -> None:
     given = arguments if "--ray" in arguments else [*arguments, "--ray", "http://127.0.0.1:9"]
     assert message in topicscale("submit", *given, code=2).stderr
+
+
+def test_files_of_this_machine_go_with_the_job(tmp_path) -> None:
+    for name in ("mine.yaml", "store.yaml"):
+        (tmp_path / name).write_text(f"# {name}\n")
+    command = ["label", "--config", str(tmp_path / "mine.yaml"), "--store", "/s", f"--storage={tmp_path / 'store.yaml'}"]
+    files = {"--config": str(tmp_path / "mine.yaml"), "--storage": str(tmp_path / "store.yaml")}
+    with submit._folder(submit.Submission(command, files=files)) as (folder, sent):
+        assert sent == ["label", "--store", "/s", "--config", "config.yaml", "--storage", "storage.yaml"]
+        assert (Path(folder) / "storage.yaml").read_text() == "# store.yaml\n"
+    with submit._folder(submit.Submission(command, files=files, working_dir=str(tmp_path))) as (folder, sent):
+        assert (folder, sent[-4:]) == (str(tmp_path), ["--config", "mine.yaml", "--storage", "store.yaml"])
+    with (
+        pytest.raises(RequestError, match="--config must be inside --working-dir"),
+        submit._folder(submit.Submission(command, files=files, working_dir=str(Path(__file__).parent))),
+    ):
+        pass
 
 
 def test_a_runtime_environment_holds_no_secret(tmp_path) -> None:
