@@ -25,8 +25,8 @@ POLL = 0.5
 class Tutor(Worker):
     """One of a pool's processes (see :class:`ray_actors.pool.Pool`): embeds, generates and scores, with loaded models kept, and trains."""
 
-    def __init__(self, threads: int, device: str) -> None:
-        super().__init__(threads, device)
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
         self._tools: tuple[str, Any] | None = None
 
     def use(self, *, work: str, tool: str, arguments: dict[str, Any]) -> Any:

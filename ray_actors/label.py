@@ -13,8 +13,8 @@ from topicscale.llm.backend import Answer, Ask, Backend
 class Labeller(Worker):
     """One of a pool's processes (see :class:`ray_actors.pool.Pool`). It embeds labels too, where its model already is."""
 
-    def __init__(self, threads: int, device: str) -> None:
-        super().__init__(threads, device)
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
         self._llm: tuple[LlmConfig, int, Any] | None = None
         self._llm_loading = Lock()
 
