@@ -377,8 +377,8 @@ def _answering(address: str) -> Iterator[None]:
 def _outcome(job: str, info: Any) -> Ended:
     status = str(info.status.value)
     code = info.driver_exit_code
-    # a process that was killed has no exit code of its own
-    exit_code = {"SUCCEEDED": 0, "STOPPED": STOPPED}.get(status, code if code and code > 0 else 1)
+    # a process that was killed has none of its own: a signal, or by way of a shell 128 and the signal
+    exit_code = {"SUCCEEDED": 0, "STOPPED": STOPPED}.get(status, code if code and 0 < code < 128 else 1)
     return Ended(job, status, exit_code, (info.message or "").partition(", last available logs")[0])
 
 

@@ -107,6 +107,7 @@ class Cluster:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         python = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         beside = {"PATH": path, "PYTHONPATH": python, "SPARK_LOCAL_IP": host, "RAY_USAGE_STATS_ENABLED": "0"}
+        beside |= {"RAY_agent_register_timeout_ms": f"{LIMIT * 1000:.0f}"}  # on a busy machine
         # else one number for the machine, which a second cluster on it cannot have
         beside |= {f"{part}_METRIC_PORT": str(free_port("")) for part in ("DASHBOARD", "AUTOSCALER")}
         return self.client | beside | {SECRET: self.secret, MARK: f"{self.folder}:{name}"}
