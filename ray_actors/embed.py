@@ -105,6 +105,8 @@ def _known(
     if reuse is not None:
         files = Folder(reuse)
         for found in files.files(f"partition_id={partition_id}"):
+            if not found.name.endswith(".parquet"):  # Spark leaves checksums beside
+                continue
             with files.open(found.name) as file:
                 sources.append(pq.read_table(file, columns=["text_hash", "vector"]))
     known: dict[str, npt.NDArray[np.float32]] = {}
