@@ -1,4 +1,4 @@
-"""A real cluster on one machine: Ray nodes and Spark workers, each with an address of its own on loopback (127.0.0.x).
+"""A real cluster on one machine: Ray nodes and Spark workers, each with an address of its own on loopback (127.x.x.x).
 
 Ray asks for a token and Spark for a secret, as on any cluster. A node's processes carry its name in their environment, so
 that it can be killed or halted whole, and that a cluster ends with the tests that started it, even killed ones.
@@ -45,8 +45,13 @@ class Cluster:
     """For logs; with a short name, as Ray puts sockets into it."""
     token: str = field(default_factory=lambda: secrets.token_hex(32))
     secret: str = field(default_factory=lambda: secrets.token_hex(32))
-    host: str = "127.0.0.2"
-    """Of the head and the master."""
+    net: str = field(default_factory=lambda: f"127.{secrets.randbelow(254) + 1}.{secrets.randbelow(255)}")
+    """The network of its machines: two clusters on one machine would want the same ports."""
+
+    @property
+    def host(self) -> str:
+        """The address of the head and the master."""
+        return f"{self.net}.2"
 
     def __enter__(self) -> Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix="cluster-"))
@@ -92,12 +97,12 @@ class Cluster:
     def add_ray(self, number: int, *, cpus: int = 1) -> str:
         """Start a worker machine and return its name, when it has joined."""
         name = f"ray{number}"
-        self._ray(name, f"127.0.0.{10 + number}", f"--address={self.host}:{self.gcs} --num-cpus={cpus}")
+        self._ray(name, f"{self.net}.{10 + number}", f"--address={self.host}:{self.gcs} --num-cpus={cpus}")
         return name
 
     def add_spark(self, number: int) -> str:
         """Start a Spark worker of one processor and return its name."""
-        name, host = f"spark{number}", f"127.0.0.{30 + number}"
+        name, host = f"spark{number}", f"{self.net}.{30 + number}"
         work = self.folder / name
         self._spark(name, f"worker.Worker {self.spark} --host {host} --cores 1 --memory 1g --webui-port 0 --work-dir {work}", host)
         return name
