@@ -23,6 +23,7 @@ from jobs.forget import forget
 from jobs.progress import Ui
 from jobs.run import run
 from tests import corpus
+from tests.jobs.test_faults import gone
 from topicscale import TopicModel, config, registry
 from topicscale.config import EmbeddingConfig
 from topicscale.embedding import Embedder
@@ -247,8 +248,10 @@ def test_killed_in_training_it_ends_as_if_it_had_not_been(victim, store, scored,
         if victim == "driver":
             process.send_signal(signal.SIGKILL)
             process.wait(60)
-            for child in children:  # Ray's processes end with their driver
-                child.wait(60)
+            until = time.monotonic() + 60
+            while not gone([child.pid for child in children]):  # Ray's processes end with their driver
+                assert time.monotonic() < until, "processes outlived their driver"
+                time.sleep(0.2)
             process = training(scored, store, "model", log)
         else:
             workers = [child for child in children if "ray::Tutor" in " ".join(child.cmdline() or [child.name()])]
