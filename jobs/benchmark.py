@@ -93,13 +93,13 @@ def benchmark(
     if not Path(output).resolve().parent.is_dir():
         raise RequestError(f"--output must be a file in a folder that exists. Got {output!r} instead.")
     if spark_cores is None:
-        if config.spark.remote is not None or config.spark.master is not None:
+        if config.spark.where is not None:
             raise RequestError("--spark-cores must say how many cores the executors of --spark have together. Got nothing instead.")
         spark_cores = len(os.sched_getaffinity(0))
     if config.input.embedding_column is not None:
         raise RequestError("A benchmark must embed. Got input.embedding_column instead.")
     if config.input.paths:
-        validate(config)
+        validate(config, output)
     ours = False
     layout = runtime.local_plan(config.ray)
     if layout is None:
@@ -209,7 +209,7 @@ def _spark_alone(config: Config, folder: Path, ui: Ui) -> SparkAlone:
     )
     store = Store(folder / "many", create=True)
     with opened(store, given, new_run_id(), ui, rows=MANY) as job:
-        for partition in ingest.ingest(job, validate(given)):
+        for partition in ingest.ingest(job, validate(given, store.uri)):
             pid = partition.partition_id
             ids = store.read("documents", ["doc_id"], partitions=[pid])["doc_id"]
             topics = np.arange(len(ids), dtype=np.int32) % TOPICS

@@ -241,7 +241,7 @@ def test_updates_give_new_documents_to_names_also_to_those_that_had_none(tmp_pat
 )
 def test_wrong_values_are_refused_before_anything_starts(override, hint, source) -> None:
     with pytest.raises(RequestError, match=hint):
-        validate(settings(source, override))
+        validate(settings(source, override), "store")
 
 
 @pytest.mark.parametrize("names", ["football", [1], 7])
@@ -253,4 +253,4 @@ def test_a_list_of_names_must_be_one(names) -> None:
 def test_names_must_be_embedded_in_the_documents_own_space(tmp_path) -> None:
     pq.write_table(pa.table({"id": ["a", "b"], "text": ["x", "y"], "v": [[1.0, 0.0], [0.0, 1.0]]}), tmp_path / "a.parquet")
     with pytest.raises(ModelError, match="of 2 dimensions"):
-        validate(settings(tmp_path / "a.parquet", "input.embedding_column=v"))
+        validate(settings(tmp_path / "a.parquet", "input.embedding_column=v"), "store")
