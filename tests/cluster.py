@@ -120,6 +120,7 @@ class Cluster:
     def _ray(self, name: str, host: str, options: str) -> None:
         command = [str(Path(sys.executable).parent / "ray"), "start", f"--node-ip-address={host}", *options.split()]
         command += [f"--temp-dir={self.folder / name}", f"--object-store-memory={STORE_BYTES}", "--disable-usage-stats"]
+        command += [f"--dashboard-agent-listen-port={free_port('')}"]  # else one number on the machine
         while self._start(name, command, host).wait(LIMIT):
             # a node gives itself 30 s to start, which a busy machine may not have for it
             assert "timed out during startup" in self.said(name), self.said(name)
