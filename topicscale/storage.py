@@ -12,12 +12,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-import pyarrow.fs as pafs
+from typing import TYPE_CHECKING, Any
 
 from topicscale.config import StorageConfig, storage_from_environment
 from topicscale.errors import RequestError
+
+if TYPE_CHECKING:
+    import pyarrow.fs as pafs
 
 SCHEMES = ("s3", "gs", "abfss")
 _SAME = {"s3a": "s3", "abfs": "abfss"}
@@ -172,6 +173,8 @@ def file_system(place: Address) -> pafs.FileSystem:
 
 @lru_cache(maxsize=8)
 def _file_system(scheme: str, account: str, endpoint: str | None, region: str | None, path_style: bool) -> pafs.FileSystem:
+    import pyarrow.fs as pafs  # what Spark's image lacks, and needs not
+
     scheme_of, _, host = (endpoint or "").rstrip("/").partition("://")
     if scheme == "s3":
         return pafs.S3FileSystem(

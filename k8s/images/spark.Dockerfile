@@ -24,8 +24,8 @@ COPY spark ./spark
 COPY ray_actors ./ray_actors
 COPY jobs ./jobs
 COPY k8s/images/entrypoint.sh k8s/images/start-connect-server.sh k8s/images/stop-connect-server.sh ./
-# the jars of Delta and of what else Spark lacks, resolved once, here
-RUN "$VENV/bin/python" -c 'from spark.jars import fetch_jars; print(*fetch_jars(), sep="\n")'
+# the jars of Delta, of S3 and of what else Spark lacks, resolved once, here
+RUN "$VENV/bin/python" -c 'from spark.jars import fetch_jars; print(*fetch_jars(), *fetch_jars(kind="s3"), sep="\n")'
 RUN install -m 755 start-connect-server.sh stop-connect-server.sh "$SPARK_HOME/sbin/" && install -m 755 entrypoint.sh "$VENV/bin/"
 ENV PATH=/opt/topicscale/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin PYTHONPATH=/opt/topicscale/app PYSPARK_PYTHON=/opt/topicscale/bin/python HOME=/tmp PYTHONDONTWRITEBYTECODE=1
 WORKDIR /tmp

@@ -68,6 +68,7 @@ def test_spark_s_image_installs_by_hashes_and_has_what_the_operator_calls(root) 
     jars = {path.name for path in (venv / "share" / "topicscale" / "jars").glob("*.jar")}
     assert any("delta-spark" in jar for jar in jars)
     assert any("icu4j-localespi" in jar for jar in jars)
+    assert list((venv / "share" / "topicscale" / "jars" / "s3").glob("*hadoop-aws*.jar"))
     for script in ("sbin/start-connect-server.sh", "sbin/stop-connect-server.sh", "bin/spark-submit"):
         assert os.access(f"{environment['SPARK_HOME']}/{script}", os.X_OK), script
     path = f"{environment['PATH']}:{os.environ['PATH']}"  # Java is this machine's
