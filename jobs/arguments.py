@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 import argparse
+from importlib import metadata
 
 from topicscale.config import presets
 
 
+def version() -> str:
+    """Return the version of the installed package."""
+    try:
+        return metadata.version("topicscale")
+    except metadata.PackageNotFoundError:  # a checkout that was not installed
+        return "unknown"
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line; it leaves the command's name in ``command``."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        number = version("topicscale")
-    except PackageNotFoundError:  # a checkout that was not installed
-        number = "unknown"
     made = argparse.ArgumentParser(
         prog="topicscale",
         description="Topic modelling for corpora that do not fit one machine, or may not leave it.",
         epilog="topicscale COMMAND --help tells a command's options. Exit codes: 0 done, 1 units failed or too much of the input "
         "is bad, 2 the request is wrong or the store cannot be used, 130 interrupted.",
     )
-    made.add_argument("--version", action="version", version=f"topicscale {number}")
+    made.add_argument("--version", action="version", version=f"topicscale {version()}")
     commands = made.add_subparsers(required=True, metavar="COMMAND")
 
     def add(
-        name: str, text: str, *, store: str | None = "the folder of Delta tables", abbreviations: bool = True
+        name: str, text: str, *, store: str | None = "the folder of Delta tables", storage: bool = True, abbreviations: bool = True
     ) -> argparse.ArgumentParser:
         shape = argparse.RawDescriptionHelpFormatter
         command = commands.add_parser(name, help=text, description=text, formatter_class=shape, allow_abbrev=abbreviations)
-        command.set_defaults(command=name)
+        command.set_defaults(command=name, storage=None)
         if store is not None:
             command.add_argument("--store", required=True, metavar="URI", help=store)
-        if name in ("run", "submit", "jobs"):  # --config of a run says it; a job's is the sent command's
-            command.set_defaults(storage=None)
-        else:
+        if storage:
             text = "YAML file whose block `storage` tells how s3://, gs:// and abfss:// are reached (default: the AWS_... variables)"
             command.add_argument("--storage", metavar="FILE", help=text)
         command.add_argument(
@@ -46,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
         "run",
         "Read a corpus, find its topics, write Delta tables. What is done already is skipped.",
         store="the folder of Delta tables; made if there is none",
+        storage=False,  # its --config says it
     )
     run.epilog = (
         "examples:\n"
@@ -237,11 +239,7 @@ def parser() -> argparse.ArgumentParser:
     benchmark.add_argument("--ray", metavar="ADDRESS", help="a running Ray cluster (default: this machine)")
     benchmark.add_argument("--spark", metavar="MASTER", help="a Spark master or sc://... (default: this machine)")
     benchmark.add_argument("--spark-cores", type=int, metavar="N", help="of all executors together; required with --spark")
-    benchmark.add_argument("--config", metavar="FILE", help=f"YAML file, or the name of a preset: {', '.join(presets())}")
-    benchmark.add_argument(
-        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="any value of the configuration, as YAML; may be repeated"
-    )
-    benchmark.add_argument("--quiet", action="store_true", help="warnings and errors only")
+    _configured(benchmark, "any value of the configuration, as YAML; may be repeated")
 
     add("status", "Show stages, partitions done, failed and pending, rows, quarantine by reason, and rates.")
     topics = add("topics", "List topics with their sizes and keywords.")
@@ -286,6 +284,7 @@ def parser() -> argparse.ArgumentParser:
         "Send another command to a Ray cluster, and follow it: topicscale submit run --input s3://... --store s3://... --ray ADDRESS. "
         "Paths are the cluster's.",
         store=None,
+        storage=False,  # it is the sent command's
         abbreviations=False,
     )
     submit.usage = "topicscale submit COMMAND ... --ray ADDRESS [--spark MASTER] [options of submit and of the command]"
@@ -304,7 +303,7 @@ def parser() -> argparse.ArgumentParser:
     submit.add_argument("--working-dir", metavar="DIR", help="a folder to send with the job: a checkout, if the cluster has no topicscale")
     submit.add_argument("--image", metavar="IMAGE", help="a container image to run the job in")
     submit.add_argument("--runtime-env", metavar="FILE", help="more of Ray's runtime environment, as YAML")
-    known = add("jobs", "List jobs that were submitted to a cluster, show what one has said, or stop it.", store=None)
+    known = add("jobs", "List jobs that were submitted to a cluster, show what one has said, or stop it.", store=None, storage=False)
     known.add_argument("action", choices=["list", "logs", "stop"])
     known.add_argument("job", nargs="?", metavar="ID", help="of logs and stop")
     known.add_argument("--ray", metavar="ADDRESS", help="the head's job API (default: RAY_API_SERVER_ADDRESS)")

@@ -61,8 +61,9 @@ class Engines:
 
             began = time.monotonic()
             self._our_spark = SparkSession.getActiveSession() is None
-            limits = {"timeout": self._config.ray.timeout, "say": self._say}
-            self._spark = session.start(self._config.spark, brief=self._brief, remote=self._remote, **limits)
+            self._spark = session.start(
+                self._config.spark, brief=self._brief, remote=self._remote, timeout=self._config.ray.timeout, say=self._say
+            )
             self.seconds["spark"] = time.monotonic() - began
         return self._spark
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import shlex
 import shutil
 import tempfile
@@ -25,7 +24,9 @@ from typing import Any
 
 import yaml
 
+from jobs.arguments import version
 from ray_actors import runtime
+from topicscale.config import SECRET
 from topicscale.errors import JobFailed, MissingDependency, RequestError, ResourceError
 
 LOOK = 5.0
@@ -37,7 +38,6 @@ START = 180.0
 ANSWER = 30.0
 """Seconds that one answer may take."""
 STOPPED = 130
-_SECRET = re.compile(r"token|secret|passw|credential|api_?key|access_?key", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ def address_of(given: str | None) -> str:
     RequestError
         There is none, or it is another kind of address.
     """
-    found = given or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or ""
+    named = os.environ.get("RAY_ADDRESS", "")  # Ray's own commands take it for either kind of address
+    found = given or os.environ.get("RAY_API_SERVER_ADDRESS") or (named if named.startswith("http") else "")
     if "://" not in found and found not in ("", "auto"):
         found = f"http://{found}"
     parts = urllib.parse.urlsplit(found)
@@ -113,7 +114,7 @@ def runtime_env(file: str | None) -> dict[str, Any]:
     for key, option in [("working_dir", "--working-dir"), ("image_uri", "--image")]:
         if key in found:
             raise RequestError(f"--runtime-env must not hold {key}: give it by {option}.")
-    if secret := [name for name in found.get("env_vars", {}) if _SECRET.search(name)]:
+    if secret := [name for name in found.get("env_vars", {}) if SECRET.search(name)]:
         raise RequestError(
             f"--runtime-env must hold no secrets: Ray's job API shows it to whoever asks. Got the variable {secret[0]!r} instead; set it "
             "in the environment of the cluster's machines."
@@ -146,7 +147,7 @@ def submit(asked: Submission, address: str, *, say: Callable[[str], None] = lamb
             "entrypoint": shlex.join(["python", "-m", "jobs.cli", *command]),
             "submission_id": job,
             "runtime_env": environment,
-            "metadata": {"topicscale": _version(), "command": asked.command[0], "store": asked.store or ""},
+            "metadata": {"topicscale": version(), "command": asked.command[0], "store": asked.store or ""},
         }
         with _answering(address):
             began = time.monotonic()
@@ -215,9 +216,7 @@ async def _ended(client: Any, job: str, address: str, say: Callable[[str], None]
             heard = time.monotonic()
         except Exception as error:
             if "does not exist" in str(error):
-                raise ResourceError(
-                    f"The cluster at {address} no longer knows the job {job}: its head was started anew. {_AGAIN}"
-                ) from error
+                raise JobFailed(f"The cluster at {address} no longer knows {job}: its head was started anew. {_AGAIN}") from error
             if time.monotonic() - heard > LOST:
                 raise JobFailed(
                     f"The cluster at {address} has not answered for {LOST:.0f} s: its head is gone, and {job} with it, or the way to it "
@@ -389,12 +388,3 @@ def _here(address: str) -> bool:
 
 def _time(milliseconds: int | None) -> str | None:
     return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if milliseconds else None
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("topicscale")
-    except PackageNotFoundError:  # a checkout that was not installed
-        return "unknown"

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from spark.jars import archive, check, jar_folder, packages
-from topicscale.config import SparkConfig
+from topicscale.config import SparkConfig, option_text
 from topicscale.errors import ResourceError
 from topicscale.storage import hadoop_settings
 
@@ -89,7 +89,7 @@ def start(
     if "PYSPARK_GATEWAY_PORT" in os.environ:
         return _submitted(config, app_name, hadoop_settings(tuple(remote)))
     if (config.where or "").startswith("spark://"):
-        _knock_master(config.where or "")
+        _knock(config.where or "", 7077, "Spark master")
     check(remote)
     settings = _settings(
         config, jars=jars or jar_folder(), app_name=app_name, brief=brief, record_classes=record_classes, remote=tuple(remote)
@@ -168,10 +168,10 @@ def _connect(config: SparkConfig, app_name: str, timeout: float) -> SparkSession
     remote = config.where
     assert remote is not None
     if config.connects:
-        _knock(remote)
+        _knock(remote, 15002, "Spark Connect server")
     builder = SparkSession.builder.remote(remote).appName(app_name)
     for key, value in config.conf.items():
-        builder = builder.config(key, _text(value))
+        builder = builder.config(key, option_text(value))
 
     def connected() -> SparkSession:
         session = builder.create() if config.connects else builder.getOrCreate()
@@ -205,27 +205,18 @@ def _within(seconds: float, call: Callable[[], SparkSession]) -> SparkSession:
     return value
 
 
-def _knock_master(masters: str) -> None:
-    """Raise ResourceError unless one of spark://host:port,host:port listens: the client would say so after a minute or more."""
+def _knock(addresses: str, port: int, what: str) -> None:
+    """Raise ResourceError unless one of scheme://host:port,host:port listens: Spark's clients try again for minutes before they say so."""
+    scheme, _, hosts = addresses.partition("://")
     error: Exception | None = None
-    for one in masters.removeprefix("spark://").split(","):
-        address = urllib.parse.urlsplit(f"spark://{one}")
+    for one in hosts.split(","):
         try:
-            with socket.create_connection((address.hostname or "", address.port or 7077), timeout=20):
+            address = urllib.parse.urlsplit(f"{scheme}://{one}")
+            with socket.create_connection((address.hostname or "", address.port or port), timeout=20):
                 return
         except (OSError, ValueError) as found:
             error = found
-    raise ResourceError(f"The Spark master at {masters!r} cannot be reached: {error}")
-
-
-def _knock(remote: str) -> None:
-    """Raise ResourceError unless something listens there: the client itself tries again for ten minutes."""
-    address = urllib.parse.urlsplit(remote)
-    try:
-        with socket.create_connection((address.hostname or "", address.port or 15002), timeout=20):
-            pass
-    except (OSError, ValueError) as error:
-        raise ResourceError(f"The Spark Connect server at {remote!r} does not answer: {_first_line(error)}") from error
+    raise ResourceError(f"The {what} at {addresses!r} does not answer: {error}")
 
 
 _SESSION = {
@@ -329,11 +320,7 @@ def _settings(
 
 
 def _plain(conf: Mapping[str, object]) -> dict[str, str]:
-    return {str(key): _text(value) for key, value in conf.items()}
-
-
-def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return {str(key): option_text(value) for key, value in conf.items()}
 
 
 def _first_line(error: Exception) -> str:

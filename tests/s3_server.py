@@ -13,6 +13,10 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pyarrow.fs as pafs
+import pytest
+
+from topicscale import storage
+from topicscale.config import StorageConfig
 
 BUCKET = "corpora"
 SECRET = "wJalrXUtnFEMI-not-a-real-key"
@@ -42,6 +46,21 @@ def server() -> Iterator[str]:
     finally:
         process.kill()
         process.wait()
+
+
+@contextlib.contextmanager
+def reached() -> Iterator[str]:
+    """Yield the address of a server, which this process reaches object stores by as long as it runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        with server() as address:
+            before = storage.settings()
+            storage.use(StorageConfig(endpoint=address))
+            try:
+                yield address
+            finally:
+                storage.use(before)
 
 
 class Proxy:

@@ -27,9 +27,10 @@ from topicscale.errors import ConfigError
 
 NAME_CHARS = 200
 """Characters of a topic's name."""
-_SECRET = re.compile(
-    r"(access|account|customer|private|account\.)[._]?key|secret|token|password|credential|sas\b|service_account", re.IGNORECASE
+SECRET = re.compile(
+    r"(access|account|api|customer|private|account\.)[._]?key|secret|token|passw|credential|sas\b|service_account", re.IGNORECASE
 )
+"""What the name of a setting or variable that holds a secret has in it."""
 _REFERENCES = ("spark.kubernetes.driver.secret", "spark.kubernetes.executor.secret")
 """Settings that name secrets and do not hold them."""
 _ENVIRONMENT = (
@@ -441,6 +442,11 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def option_text(value: object) -> str:
+    """Return a value as the options of Spark and delta-rs spell it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def presets() -> dict[str, Path]:
     """Return the packaged presets by name."""
     here = Path(__file__).resolve().parent
@@ -506,7 +512,7 @@ def _build(cls: type, values: Any, where: str) -> Any:
     for key, value in values.items():
         path = f"{where}.{key}" if where else str(key)
         if key not in known:
-            if secretive(str(key)):
+            if cls is StorageConfig and secretive(str(key)):
                 raise ConfigError(f"{path} would hold a credential. {_ENVIRONMENT}")
             raise ConfigError(f"Unknown configuration key {path!r}. {_nearest(path, str(key), known, where)}")
         hint = hints[key]
@@ -651,15 +657,16 @@ def _validate(config: Config) -> None:
     check(c.ray.attempts > 0, "ray.attempts", "above 0")
     check(c.ray.timeout > 0, "ray.timeout", "above 0")
     check(c.partition.column is None or c.partition.number is None, "partition.number", "left out when partition.column is given")
-    _validate_storage(c)
+    _refuse_secrets(c)
+    check_endpoint(c.storage, "storage.endpoint")
 
 
 def secretive(key: str) -> bool:
     """Return whether a setting of that name holds a credential."""
-    return _SECRET.search(key) is not None and not key.lower().endswith((".provider", ".provider.type", "file", "kms_key_id"))
+    return SECRET.search(key) is not None and not key.lower().endswith((".provider", ".provider.type", "file", "kms_key_id"))
 
 
-def _validate_storage(config: Config) -> None:
+def _refuse_secrets(config: Config) -> None:
     held = {f"storage.options.{key}": key for key in config.storage.options}
     held |= {f"spark.conf.{key}": key for key in config.spark.conf if not str(key).startswith(_REFERENCES)}
     for path, key in held.items():
@@ -668,7 +675,6 @@ def _validate_storage(config: Config) -> None:
     for key in ("remote", "master"):
         if "token=" in (getattr(config.spark, key) or ""):
             raise ConfigError(f"spark.{key} must hold no token (it is not shown). {_ENVIRONMENT}")
-    check_endpoint(config.storage, "storage.endpoint")
 
 
 def check_endpoint(storage: StorageConfig, name: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from topicscale import storage
-from topicscale.config import InputConfig, fingerprint
+from topicscale.config import InputConfig, fingerprint, option_text
 from topicscale.errors import InputError, StoreError
 from topicscale.files import Folder, said
 from topicscale.sniff import Column, Sample, sample_file
@@ -132,7 +132,7 @@ def reader_options(chosen: str, given: Mapping[str, Any]) -> dict[str, str]:
     known = {key.lower(): key for key in ours} | {"delimiter": "sep", "charset": "encoding"}
     for key, value in given.items():
         ours[known.get(key.lower(), key)] = value
-    return {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in ours.items()}
+    return {key: option_text(value) for key, value in ours.items()}
 
 
 def check_columns(columns: Sequence[Column], config: InputConfig, chosen: str) -> None:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from topicscale.config import StorageConfig, storage_from_environment
+from topicscale.config import StorageConfig, option_text, storage_from_environment
 from topicscale.errors import RequestError
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def delta_options(uri: str) -> dict[str, str] | None:
         options["azure_storage_account_name"] = place.account
         if found.endpoint is not None:
             options |= {"azure_endpoint": found.endpoint, "azure_allow_http": found.endpoint.startswith("http://")}
-    return {key: _text(value) for key, value in (options | dict(found.options)).items()}
+    return {key: option_text(value) for key, value in (options | dict(found.options)).items()}
 
 
 def hadoop_settings(kinds: Iterable[str]) -> dict[str, str]:
@@ -162,7 +162,7 @@ def hadoop_settings(kinds: Iterable[str]) -> dict[str, str]:
             settings["fs.azure.account.oauth.provider.type"] = "org.apache.hadoop.fs.azurebfs.oauth2." + (
                 "WorkloadIdentityTokenProvider" if token else "MsiTokenProvider"
             )
-    return {f"spark.hadoop.{key}": _text(value) for key, value in settings.items()}
+    return {f"spark.hadoop.{key}": option_text(value) for key, value in settings.items()}
 
 
 def file_system(place: Address) -> pafs.FileSystem:
@@ -199,7 +199,3 @@ def _region(found: StorageConfig) -> str | None:
 
 def _path_style(found: StorageConfig) -> bool:
     return found.path_style if found.path_style is not None else found.endpoint is not None
-
-
-def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

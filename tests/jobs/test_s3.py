@@ -17,7 +17,7 @@ from jobs import cli
 from spark import jars
 from tests import corpus
 from tests.jobs.compare import contents
-from tests.s3_server import BUCKET, ENVIRONMENT, SECRET, Proxy, server
+from tests.s3_server import BUCKET, SECRET, Proxy, reached
 from topicscale import storage
 from topicscale.config import StorageConfig
 from topicscale.files import Folder
@@ -59,16 +59,10 @@ def rows_of(table: str) -> int:
 def endpoint(tmp_path_factory):
     """The address of a server with the corpus, which this process reaches object stores by."""
     jars.check(["s3"])
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in ENVIRONMENT.items():
-            patch.setenv(name, value)
-        with server() as address:
-            before = storage.settings()
-            storage.use(StorageConfig(endpoint=address))
-            source = corpus.write_csv(tmp_path_factory.mktemp("input") / "corpus.csv", corpus.rows(each=30))
-            Folder(INPUT).write("", source.read_bytes())
-            yield address
-            storage.use(before)
+    with reached() as address:
+        source = corpus.write_csv(tmp_path_factory.mktemp("input") / "corpus.csv", corpus.rows(each=30))
+        Folder(INPUT).write("", source.read_bytes())
+        yield address
 
 
 @pytest.fixture(scope="module")

@@ -80,6 +80,18 @@ def local(source, tmp_path_factory) -> dict[str, list[str]]:
     return contents(str(store))
 
 
+def background(cluster, log: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    """Begin a command of which all that is said goes to a file."""
+    with log.open("w") as out:
+        return subprocess.Popen(
+            [sys.executable, "-m", "jobs.cli", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=cluster.client,
+        )
+
+
 def until(done: Callable[[], bool], what: str) -> None:
     end = time.monotonic() + LIMIT
     while not done():
@@ -91,20 +103,13 @@ def test_a_submitted_job_makes_the_tables_of_a_local_one_and_tells_no_secret(clu
     store, config = tmp_path / "store", tmp_path / "mine.yaml"
     config.write_text("topics: {rounds: 3}\n")
     lines: set[str] = set()
-    with (tmp_path / "out").open("w+") as out:
-        job = subprocess.Popen(
-            [sys.executable, "-m", "jobs.cli", *submitted(cluster, source, store, "--config", str(config), "--job-id", "first")],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env=cluster.client,
-        )
-        while job.poll() is None:
-            for process in psutil.process_iter(["cmdline"]):
-                lines.add(" ".join(process.info["cmdline"] or []))
-            time.sleep(0.5)
-        out.seek(0)
-        said = out.read()
+    log = tmp_path / "log"
+    job = background(cluster, log, *submitted(cluster, source, store, "--config", str(config), "--job-id", "first"))
+    while job.poll() is None:
+        for process in psutil.process_iter(["cmdline"]):
+            lines.add(" ".join(process.info["cmdline"] or []))
+        time.sleep(0.5)
+    said = log.read_text()
     assert job.returncode == 0, said[-3000:]
     assert "200 documents" in said
     assert "first: succeeded" in said
@@ -159,20 +164,14 @@ def test_a_job_can_be_stopped_and_gone_on_with(cluster, source, local, tmp_path)
 
 def test_machines_may_die_while_others_join(cluster, source, local, tmp_path) -> None:
     """A Ray worker and a Spark worker are lost; another Ray worker comes."""
-    store, log = tmp_path / "store", (tmp_path / "log").open("w+")
-    job = subprocess.Popen(
-        [sys.executable, "-m", "jobs.cli", *submitted(cluster, source, store)],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env=cluster.client,
-    )
+    store, log = tmp_path / "store", tmp_path / "log"
+    job = background(cluster, log, *submitted(cluster, source, store))
     until(lambda: POINTS["ingest"](store), "nothing was read")
     cluster.kill("spark1")
     until(lambda: POINTS["embedding"](store), "nothing was embedded")
     cluster.kill("ray1")
     cluster.add_ray(1)
-    assert job.wait(LIMIT) == 0, log.seek(0) or log.read()[-3000:]
+    assert job.wait(LIMIT) == 0, log.read_text()[-3000:]
     cluster.add_spark(1)
     assert contents(str(store)) == local
 
@@ -212,19 +211,12 @@ def test_a_lost_head_is_said_and_another_cluster_goes_on(source, local, tmp_path
     with Cluster() as cluster:
         cluster.add_ray(1)
         cluster.add_spark(1)
-        log = (tmp_path / "log").open("w+")
-        job = subprocess.Popen(
-            [sys.executable, "-m", "jobs.cli", *submitted(cluster, source, store)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=cluster.client,
-        )
+        log = tmp_path / "log"
+        job = background(cluster, log, *submitted(cluster, source, store))
         until(lambda: POINTS["embedded"](store), "nothing was embedded")
         cluster.kill("head")
         assert job.wait(LIMIT) == 1
-        log.seek(0)
-        assert "submit the same command again" in log.read()
+        assert "submit the same command again" in log.read_text()
     with Cluster() as cluster:
         cluster.add_ray(1)
         cluster.add_spark(1)
@@ -283,6 +275,17 @@ def test_a_runtime_environment_holds_no_secret(tmp_path) -> None:
     done = topicscale(*command, code=2)
     assert "AWS_SECRET_ACCESS_KEY" in done.stderr
     assert "abc" not in done.stderr
+
+
+def test_the_job_api_is_found_without_an_option(monkeypatch) -> None:
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", "http://10.0.0.1:8265")
+    assert submit.address_of(None) == "http://10.0.0.1:8265"
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # a cluster's, which no job can be sent to
+    with pytest.raises(RequestError, match="--ray"):
+        submit.address_of(None)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "10.0.0.2:8265")
+    assert submit.address_of(None) == "http://10.0.0.2:8265"
 
 
 def test_spark_submit_runs_the_job(source, local, tmp_path) -> None:

@@ -16,6 +16,7 @@ def test_defaults_survive_a_round_trip() -> None:
         ("topics.min_siz=5", "'topics.min_size'"),
         ("cluster.min_topic_size=5", "'cluster.min_cluster_size'"),
         ("spark.driver_mem=1g", "'spark.driver_memory'"),
+        ("embedding.max_token=256", "'embedding.max_tokens'"),  # which does not look like a credential
     ],
 )
 def test_an_unknown_key_names_the_nearest(override: str, hint: str) -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from tests.s3_server import BUCKET, ENVIRONMENT, Proxy, server
+from tests.s3_server import BUCKET, Proxy, reached
 from topicscale import lease, storage
 from topicscale.config import InputConfig, StorageConfig, fingerprint
 from topicscale.errors import InputError, StoreError, StoreLocked
@@ -28,14 +28,8 @@ from topicscale.store import PENDING, Store, UnitWrite, write_part
 @pytest.fixture(scope="module")
 def endpoint():
     """The address of a server, which this process reaches object stores by."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in ENVIRONMENT.items():
-            patch.setenv(name, value)
-        with server() as address:
-            before = storage.settings()
-            storage.use(StorageConfig(endpoint=address))
-            yield address
-            storage.use(before)
+    with reached() as address:
+        yield address
 
 
 @pytest.fixture
