@@ -31,9 +31,10 @@ ROOT = Path(__file__).parents[1]
 MARK = "TEST_CLUSTER_NODE"
 
 
-def free_port(host: str) -> int:
+def free_port() -> int:
+    """Return a port that is free at all addresses: Ray's processes listen on all of them, whatever address a node has."""
     with socket.socket() as found:
-        found.bind((host, 0))
+        found.bind(("", 0))
         return int(found.getsockname()[1])
 
 
@@ -57,7 +58,7 @@ class Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix="cluster-"))
         reap = [sys.executable, "-m", "tests.cluster", str(self.folder)]
         self._reaper = subprocess.Popen(reap, stdin=subprocess.PIPE, cwd=ROOT, start_new_session=True)
-        self.gcs, self.dashboard, self.spark_port = (free_port(self.host) for _ in range(3))
+        self.gcs, self.dashboard, self.spark_port = (free_port() for _ in range(3))
         (conf := self.folder / "spark.conf").touch(mode=0o600)
         conf.write_text(f"spark.authenticate true\nspark.authenticate.secret {self.secret}\n")
         try:
@@ -114,13 +115,13 @@ class Cluster:
         beside = {"PATH": path, "PYTHONPATH": python, "SPARK_LOCAL_IP": host, "RAY_USAGE_STATS_ENABLED": "0"}
         beside |= {"RAY_agent_register_timeout_ms": f"{LIMIT * 1000:.0f}"}  # on a busy machine
         # else one number for the machine, which a second cluster on it cannot have
-        beside |= {f"{part}_METRIC_PORT": str(free_port("")) for part in ("DASHBOARD", "AUTOSCALER")}
+        beside |= {f"{part}_METRIC_PORT": str(free_port()) for part in ("DASHBOARD", "AUTOSCALER")}
         return self.client | beside | {SECRET: self.secret, MARK: f"{self.folder}:{name}"}
 
     def _ray(self, name: str, host: str, options: str) -> None:
         command = [str(Path(sys.executable).parent / "ray"), "start", f"--node-ip-address={host}", *options.split()]
         command += [f"--temp-dir={self.folder / name}", f"--object-store-memory={STORE_BYTES}", "--disable-usage-stats"]
-        command += [f"--dashboard-agent-listen-port={free_port('')}"]  # else one number on the machine
+        command += [f"--dashboard-agent-listen-port={free_port()}"]  # else one number on the machine
         while self._start(name, command, host).wait(LIMIT):
             # a node gives itself 30 s to start, which a busy machine may not have for it
             assert "timed out during startup" in self.said(name), self.said(name)

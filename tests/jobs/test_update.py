@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -256,24 +254,52 @@ def test_a_run_that_was_cut_short_is_finished_before_anything_is_added(base, inp
     assert update([str(inputs["sport"])], store, ui=QUIET)["documents"] == len(SPORT)
 
 
+def kill(command: list[str], store: Path, when: str) -> None:
+    """Start a command on a store, and kill it as soon as there is a file that was not there before."""
+    there = set(store.glob(when))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs.cli", *command, "--json"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until = time.monotonic() + 300
+        while set(store.glob(when)) <= there:
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait(60)
+
+
+@pytest.mark.parametrize("when", ["documents/_delta_log/*.json", "topic_terms/_delta_log/*.json", "generations/_delta_log/*.json"])
+def test_a_killed_forget_is_finished_by_the_next(when, base, tmp_path) -> None:
+    calm, killed, listed = tmp_path / "calm", tmp_path / "killed", tmp_path / "ids.txt"
+    shutil.copytree(base, calm)
+    shutil.copytree(base, killed)
+    victims = [OLD[7], *OLD[20:32]]
+    listed.write_text("\n".join(row[0] for row in victims))
+    forget(listed, calm, ui=QUIET)
+    kill(["forget", "--ids", str(listed), "--store", str(killed)], killed, when)
+    with pytest.raises(StoreError, match="forget"):
+        update([str(listed)], killed, ui=QUIET)
+    forget(listed, killed, ui=QUIET)
+    adds_up(killed)
+    assert contents(str(killed)) == contents(str(calm))
+    assert not (killed / PENDING).exists()
+    assert len(Store(killed).snapshots()) == 1
+    held = {value for path in killed.glob("documents/**/*.parquet") for value in pq.read_table(path)["doc_id"].to_pylist()}
+    assert not held & {row[0] for row in victims}
+
+
 def test_a_killed_update_ends_with_the_same_tables(base, inputs, tmp_path) -> None:
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     shutil.copytree(base, calm)
     shutil.copytree(base, killed)
     update([str(inputs["sport"])], calm, ui=QUIET)
-    command = [sys.executable, "-m", "jobs.cli", "update", "--input", str(inputs["sport"]), "--store", str(killed), "--json"]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        until = time.monotonic() + 300
-        while not any(killed.glob("assignments/partition_id=*-b00001/*.parquet")):
-            assert process.poll() is None
-            assert time.monotonic() < until
-            time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait(60)
-    finally:
-        if process.poll() is None:
-            process.kill()
+    kill(["update", "--input", str(inputs["sport"]), "--store", str(killed)], killed, "assignments/partition_id=*-b00001/*.parquet")
     assert Store(killed).pin().generation == 1, "nothing of an unfinished batch is seen"
     listed = tmp_path / "ids.txt"
     listed.write_text(SPORT[0][0])
