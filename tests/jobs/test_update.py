@@ -294,12 +294,15 @@ def test_a_killed_forget_is_finished_by_the_next(when, base, tmp_path) -> None:
     assert not held & {row[0] for row in victims}
 
 
-def test_a_killed_update_ends_with_the_same_tables(base, inputs, tmp_path) -> None:
+@pytest.mark.parametrize(
+    "when", ["documents/_delta_log/*.json", "assignments/partition_id=*-b00001/*.parquet", "topic_terms/_delta_log/*.json"]
+)
+def test_a_killed_update_ends_with_the_same_tables(when, base, inputs, tmp_path) -> None:
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     shutil.copytree(base, calm)
     shutil.copytree(base, killed)
     update([str(inputs["sport"])], calm, ui=QUIET)
-    kill(["update", "--input", str(inputs["sport"]), "--store", str(killed)], killed, "assignments/partition_id=*-b00001/*.parquet")
+    kill(["update", "--input", str(inputs["sport"]), "--store", str(killed)], killed, when)
     assert Store(killed).pin().generation == 1, "nothing of an unfinished batch is seen"
     listed = tmp_path / "ids.txt"
     listed.write_text(SPORT[0][0])
