@@ -228,7 +228,7 @@ def parser() -> argparse.ArgumentParser:
         "examples:\n"
         "  topicscale benchmark --output rates.yaml\n"
         "  topicscale benchmark --output rates.yaml --input tickets.csv --text-column body --documents 50000\n"
-        "  topicscale benchmark --output rates.yaml --ray auto --spark spark://host:7077"
+        "  topicscale benchmark --output rates.yaml --ray auto --spark spark://host:7077 --spark-cores 64 --folder /shared/tmp"
     )
     benchmark.add_argument("--output", required=True, metavar="FILE", help="the rates, as YAML")
     benchmark.add_argument(
@@ -239,6 +239,9 @@ def parser() -> argparse.ArgumentParser:
     benchmark.add_argument("--ray", metavar="ADDRESS", help="a running Ray cluster (default: this machine)")
     benchmark.add_argument("--spark", metavar="MASTER", help="a Spark master or sc://... (default: this machine)")
     benchmark.add_argument("--spark-cores", type=int, metavar="N", help="of all executors together; required with --spark")
+    benchmark.add_argument(
+        "--folder", metavar="DIR", help="where samples and stores go for a while; with a cluster one that all its machines share"
+    )
     _configured(benchmark, "any value of the configuration, as YAML; may be repeated")
 
     add("status", "Show stages, partitions done, failed and pending, rows, quarantine by reason, and rates.")

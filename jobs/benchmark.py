@@ -69,7 +69,13 @@ class Measured:
 
 
 def benchmark(
-    config: Config, output: str, *, documents: int = 20_000, spark_cores: int | None = None, ui: Ui | None = None
+    config: Config,
+    output: str,
+    *,
+    documents: int = 20_000,
+    spark_cores: int | None = None,
+    folder: str | None = None,
+    ui: Ui | None = None,
 ) -> dict[str, Any]:
     """Measure the rates that a configuration reaches, write them to a file, and return them.
 
@@ -81,6 +87,8 @@ def benchmark(
         Docstrings in the sample.
     spark_cores : int, optional
         Cores of the cluster that Spark runs on; needed where it is not this machine.
+    folder : str, optional
+        Where samples and stores are made for a while; needed, and shared by all its machines, where there is a cluster.
 
     Raises
     ------
@@ -96,6 +104,10 @@ def benchmark(
         if config.spark.where is not None:
             raise RequestError("--spark-cores must say how many cores the executors of --spark have together. Got nothing instead.")
         spark_cores = len(os.sched_getaffinity(0))
+    if folder is None and (config.ray.where or config.spark.where):
+        raise RequestError("--folder must name a folder that all machines of the cluster share. Got nothing instead.")
+    if folder is not None and not Path(folder).is_dir():
+        raise RequestError(f"--folder must be a folder. Got {folder!r} instead.")
     if config.input.embedding_column is not None:
         raise RequestError("A benchmark must embed. Got input.embedding_column instead.")
     if config.input.paths:
@@ -105,11 +117,12 @@ def benchmark(
     if layout is None:
         layout, ours = runtime.start(config.ray)
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            few = _run(_on_docstrings(config, Path(folder) / "few.jsonl", FEW), Path(folder) / "few", ui)
-            given = config if config.input.paths else _on_docstrings(config, Path(folder) / "sample.jsonl", documents)
-            sample = _run(given, Path(folder) / "sample", ui)
-            many = _spark_alone(config, Path(folder), ui)
+        with tempfile.TemporaryDirectory(dir=folder) as made:
+            inside = Path(made).resolve()
+            few = _run(_on_docstrings(config, inside / "few.jsonl", FEW), inside / "few", ui)
+            given = config if config.input.paths else _on_docstrings(config, inside / "sample.jsonl", documents)
+            sample = _run(given, inside / "sample", ui)
+            many = _spark_alone(config, inside, ui)
     finally:
         if ours:
             runtime.stop()
@@ -150,8 +163,8 @@ def _on_docstrings(config: Config, path: Path, documents: int) -> Config:
     build_corpus(path, documents)
     return dataclasses.replace(
         config,
-        input=dataclasses.replace(config.input, paths=(str(path),), text_column=("text",), id_column="id"),
-        partition=dataclasses.replace(config.partition, number=max(2, math.ceil(documents / 10_000))),
+        input=InputConfig(paths=(str(path),), id_column="id"),
+        partition=dataclasses.replace(config.partition, column=None, number=max(2, math.ceil(documents / 10_000))),
     )
 
 

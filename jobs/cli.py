@@ -169,7 +169,12 @@ def _benchmark(options: argparse.Namespace) -> int:
 
     config = load(file=options.config, overrides=options.set, values=_input_of(options))
     found = benchmark(
-        config, options.output, documents=_number(options.documents, "--documents"), spark_cores=options.spark_cores, ui=_ui(options)
+        config,
+        options.output,
+        documents=_number(options.documents, "--documents"),
+        spark_cores=options.spark_cores,
+        folder=options.folder,
+        ui=_ui(options),
     )
     print(json.dumps(found, indent=2) if options.json else describe(found))
     return DONE
@@ -405,7 +410,8 @@ def _submission(options: argparse.Namespace) -> Any:
     if not options.sent or options.sent[0] in ("submit", "jobs"):
         raise RequestError(f"submit must be given a command of topicscale, such as run. Got {' '.join(options.sent) or 'none'} instead.")
     wanted = parser().parse_args(command)  # what is wrong with the command is said here and now
-    for name in ("store", "input", "inputs", "ids"):
+    # a model's name in the store is no path
+    for name in ("store", "input", "inputs", "ids", *(["output"] if wanted.command != "finetune" or wanted.store is None else [])):
         given = getattr(wanted, name, None) or []
         for path in [given] if isinstance(given, str) else given:
             bare = path.partition("=")[2] or path if name == "inputs" else path
@@ -413,6 +419,15 @@ def _submission(options: argparse.Namespace) -> Any:
                 raise RequestError(f"--{name} must be an absolute path or an address, as it is the cluster's. Got {path!r} instead.")
     if wanted.command == "run":
         configuration(wanted)
+    elif getattr(wanted, "config", None) is not None or getattr(wanted, "set", None):
+        load(file=getattr(wanted, "config", None), overrides=getattr(wanted, "set", []))
+    if wanted.storage is not None:
+        load(file=wanted.storage)
+    if "token=" in (options.spark or ""):
+        raise RequestError(
+            "--spark must hold no token: Ray's job API shows it to whoever asks. Set SPARK_CONNECT_AUTHENTICATE_TOKEN in the environment "
+            "of the cluster's machines."
+        )
     files = {f"--{name}": given for name in ("config", "storage") if (given := getattr(wanted, name, None)) is not None}
     return Submission(
         command,

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from ray_actors import runtime
 from ray_actors.pool import Pool
 from ray_actors.runtime import Layout
-from ray_actors.worker import Worker
 from topicscale import storage
 from topicscale.config import Config
 
@@ -76,16 +75,20 @@ class Engines:
             raise self._error
         if self._pool is None:  # it was released
             assert self._layout is not None
-            self._pool = self.workers(self._layout)
+            self._pool = self._workers(self._layout)
         self._pool.wait()
         return self._pool
 
-    def workers(self, layout: Layout, worker: type = Worker) -> Pool:
-        """Return workers of another size or kind, for the caller to close."""
+    def workers(self, layout: Layout, worker: type) -> Pool:
+        """Return as many workers of another size and kind, for the caller to close."""
+        ray = self._config.ray
+        return Pool(layout, attempts=ray.attempts, timeout=ray.timeout, worker=worker, say=self._say, storage=storage.settings())
+
+    def _workers(self, layout: Layout) -> Pool:
         ray = self._config.ray
         grows = ray.where is not None and ray.actors is None
-        room = partial(runtime.room, layout) if grows else None
-        return Pool(layout, attempts=ray.attempts, timeout=ray.timeout, worker=worker, room=room, say=self._say, storage=storage.settings())
+        room = partial(runtime.room, ray, layout) if grows else None
+        return Pool(layout, attempts=ray.attempts, timeout=ray.timeout, room=room, say=self._say, storage=storage.settings())
 
     def release(self) -> None:
         """Leave Ray running without workers, so that others can have their processors and memory. The next use starts new ones."""
@@ -111,7 +114,7 @@ class Engines:
                 self._say(
                     "The Ray cluster asks for no token: whoever reaches it can run programs on it. Set RAY_AUTH_MODE=token on its machines."
                 )
-            self._pool = self.workers(self._layout)
+            self._pool = self._workers(self._layout)
             for method, arguments in warm.items():
                 self._pool.warm(method, **arguments)
         except BaseException as error:

@@ -127,6 +127,7 @@ def _remove(job: Job, reader: Store, base: Snapshot, gone: pa.Table, ids: list[s
 
     began = time.monotonic()
     fp = job.print_of("forget", base.generation, fingerprint(ids))
+    ingest.drop_unpublished(job.store, base)
     partitions = sorted(set(gone["partition_id"].to_pylist()))
     quarantined = shell.remove_documents(job.engines.spark, job.config, store_uri=job.store.uri, ids=ids, partitions=partitions)
     before = add.read_base(job, base)
@@ -166,7 +167,7 @@ def _remove(job: Job, reader: Store, base: Snapshot, gone: pa.Table, ids: list[s
         "documents": base.summary["documents"] - int(removed.counts.sum()),
         "outliers": base.summary["outliers"] - int(removed.counts[0]),
     }
-    job.store.publish(configuration=base.configuration, summary=summary, unit_fingerprint=fp)
+    job.store.publish(configuration=base.configuration, summary=summary, unit_fingerprint=fp, held=("batches",))
     job.whole("forget", fp, rows=gone.num_rows, seconds=time.monotonic() - began)
     return quarantined
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from jobs.job import Job, Partition, new_run_id, opened
 from jobs.progress import Ui
-from jobs.stages import cluster, embed, ingest, publish, refine, represent, zeroshot
+from jobs.stages import add, cluster, embed, ingest, publish, refine, represent, zeroshot
 from ray_actors import runtime
 from spark import jars, session
 from topicscale import cluster as clustering
@@ -127,6 +127,8 @@ def _run(config: Config, target: Store, plan: inputs.InputPlan | None, *, ui: Ui
 
 def _stages(job: Job, plan: inputs.InputPlan | None, fitted_batches: int) -> Snapshot:
     ingest.check_batches(job.store)
+    if plan is None:
+        ingest.check_read(job.store)
     partitions = ingest.read_partitions(job) if plan is None else _ingested(job, plan)
     rows = {p.partition_id: p.rows for p in partitions}
 
@@ -151,6 +153,8 @@ def _stages(job: Job, plan: inputs.InputPlan | None, fitted_batches: int) -> Sna
     published = publish.publish(
         job, topics=topics, refined=refined, clustered=len(clustered), assigned=assigned, rows=rows, space=space, height=height
     )
+    if plan is None:
+        add.recount(job, published)
     found = job.store.read("topics", ["topic_id", "size"]).to_pylist()
     summary = {
         "documents": sum(row["size"] for row in found),
@@ -168,13 +172,15 @@ def _stages(job: Job, plan: inputs.InputPlan | None, fitted_batches: int) -> Sna
         configuration=job.config.without_places().to_dict(),
         summary=summary,
         unit_fingerprint=job.print_of("publish", published, failed, *represent.parts_of(job.config)),
+        held=("batches",) if plan is None else ("batches", "topic_trends"),
     )
     return represent.configured(job, snapshot, published)
 
 
 def _ingested(job: Job, plan: inputs.InputPlan) -> list[Partition]:
     done = ingest.is_done(job, ingest.print_of(job, plan))
-    if batches := job.store.read("batches").num_rows:
+    last = job.store.snapshots()[-1:]
+    if batches := sum(job.store.read("batches", version=snapshot.versions["batches"]).num_rows for snapshot in last):
         raise StoreError(
             f"The store {job.store.uri!r} holds {batches} batches that `update` added, which a run of its first input alone would drop. "
             f"Add documents with: topicscale update --input ... --store {job.store.uri}   Fit all that is there anew with: "

@@ -18,7 +18,7 @@ from jobs.stages import add, cluster, embed, ingest, refine, represent, zeroshot
 from topicscale import registry
 from topicscale.config import Config, load
 from topicscale.errors import JobFailed, RequestError, StoreError
-from topicscale.store import Snapshot, Store, next_version, unit_id
+from topicscale.store import Snapshot, Store
 from topicscale.tables import TABLES
 
 
@@ -64,7 +64,8 @@ def update(paths: Sequence[str], store: str | Path, *, overrides: Sequence[str] 
         batches = reader.read("batches").to_pylist() if "batches" in base.versions else []
         number = max((row["batch"] for row in batches), default=0) + 1
         with opened(target, config, run_id, ui, rows=plan.rows, adds=True) as job:
-            fp = job.print_of("batch", number, plan.fingerprint, {**read, "paths": None})
+            how = {**dataclasses.asdict(config.input), "paths": None, "max_quarantine": None}
+            fp = job.print_of("batch", number, base.generation, plan.fingerprint, how)
             found = _batch(job, base, batches, number, plan, fp)
             if aspects := represent.parse(config.represent.aspects):
                 # all that have none: what an update could not do, or was stopped before it did, the next one does
@@ -107,8 +108,8 @@ def _batch(job: Job, base: Snapshot, batches: list[dict[str, Any]], number: int,
             store_uri=job.store.uri,
             plan=plan,
             batch=number,
-            documents_version=base.versions["documents"],
-            txn=(unit_id("batch", f"{number:05d}"), next_version(None, fp)),
+            versions=base.versions,
+            unpublished=job.store.version("quarantine") != base.versions["quarantine"],
         )
     quarantined = sum(read.quarantined.values())
     job.whole("batch", fp, rows=read.documents, seconds=time.monotonic() - began, detail={"quarantined": read.quarantined})
@@ -128,10 +129,13 @@ def _batch(job: Job, base: Snapshot, batches: list[dict[str, Any]], number: int,
         "quarantined": read.quarantined,
     }
     if read.documents == 0:
+        if quarantined:
+            job.ui.log("warning", f"batch {number}: nothing is new, so that there is no batch, and its bad rows are not kept in quarantine")
         return {**counts, "new_topics": [], "topics": base.summary["topics"], "outliers": 0, "generation": base.generation}
 
     partitions = [Partition(p.partition_id, p.value, p.rows, p.digest) for p in read.partitions]
     rows = {p.partition_id: p.rows for p in partitions}
+    ingest.drop_unpublished(job.store, base, rows)  # of a killed update of other documents, which this one takes the place of
     space = embed.space_of(job)
     prints = _all(job, "embed", embed.embed(job, partitions), embed.prints_of(job, partitions))
     before = add.read_base(job, base)

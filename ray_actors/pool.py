@@ -70,7 +70,8 @@ class Pool:
     timeout : float
         Seconds to be without any worker.
     room : callable, optional
-        Returns how many more workers the cluster has a place for; asked now and then, so that machines that join it are used.
+        Returns how many more workers the cluster has a place for, given how many there are; asked now and then, so that machines
+        that join it are used.
     say : callable, optional
         Called with a line for people when workers are waited for, died or came.
     **arguments
@@ -84,7 +85,7 @@ class Pool:
         attempts: int,
         timeout: float,
         worker: type = Worker,
-        room: Callable[[], int] | None = None,
+        room: Callable[[int], int] | None = None,
         say: Callable[[str], None] = lambda _: None,
         **arguments: Any,
     ) -> None:
@@ -95,6 +96,8 @@ class Pool:
         """When a worker came or was asked for."""
         self._starting: dict[Any, Any] = {}
         """Actors that have not answered yet, by the reference of their first answer."""
+        self._stillborn = ""
+        """Why the last one died that never answered."""
         for _ in range(layout.actors):
             self._spawn()
         self._alone = self._told = self._looked = time.monotonic()
@@ -114,13 +117,26 @@ class Pool:
         """End a worker and start another in its place."""
         import ray
 
-        with contextlib.suppress(ValueError):
+        if actor in self._running:  # one that never ran does not begin the time of waiting anew
             self._running.remove(actor)
+            if not self._running:
+                self._alone = time.monotonic()
         with contextlib.suppress(Exception):
             ray.kill(actor)
-        if not self._running:
-            self._alone = time.monotonic()
         self._spawn()
+
+    def _bury(self, idle: list[Any]) -> None:
+        """Drop idle workers that are dead: a machine that is lost takes several, and a unit would meet them one by one."""
+        import ray
+
+        asked = {actor.ready.remote(): actor for actor in idle}
+        done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=POLL) if asked else ([], [])
+        for reference in done:
+            try:
+                ray.get(reference)
+            except ray.exceptions.RayError:
+                idle.remove(asked[reference])
+                self._drop(asked[reference])
 
     def _arrived(self, reference: Any) -> Any | None:
         """Return the worker that answered for the first time, None if it died instead.
@@ -142,6 +158,8 @@ class Pool:
                     f"A worker could not be made: {_last_line(error)}. Every machine of the cluster needs the same Python and the same "
                     "topicscale (an image, or `topicscale submit --working-dir`)."
                 ) from error
+            self._stillborn = _last_line(error)
+            self._say(f"A worker died before it could begin: {self._stillborn}")
             self._drop(actor)
             return None
         self._running.append(actor)
@@ -178,9 +196,10 @@ class Pool:
         free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU", "memory")}
         wanted = Layout(len(self._starting), self.layout.cpus, self.layout.gpus)
         if hopeless:
+            why = f" The last one died: {self._stillborn}" if self._stillborn else ""
             raise ResourceError(
-                f"{wanted} did not start within {self._timeout:g} s. Free in the cluster: {free}. Lower ray.actors or ray.cpus_per_actor, "
-                "add machines, or raise ray.timeout. What is finished is kept: run the same command again to go on."
+                f"{wanted} did not start within {self._timeout:g} s. Free in the cluster: {free}.{why} Lower ray.actors or "
+                "ray.cpus_per_actor, add machines, or raise ray.timeout. What is finished is kept: run the same command again to go on."
             )
         until = f"{now - self._alone:.0f} s of at most {self._timeout:g}" if not self._running else f"{len(self._running)} at work"
         self._say(f"Waiting for {wanted} ({until}). Free in the cluster: {free}.")
@@ -190,7 +209,7 @@ class Pool:
         if self._room is None or self._starting or time.monotonic() - self._looked < LOOK:
             return
         self._looked = time.monotonic()
-        more = self._room()
+        more = self._room(len(self._running))
         for _ in range(more):
             self._spawn()
         if more > 0:
@@ -268,6 +287,7 @@ class Pool:
                 except RayError as error:  # the worker died, its node did, or it ran out of memory
                     self._say(f"A worker died at {flight.unit.key}: {_last_line(error)}")
                     self._drop(flight.actor)
+                    self._bury(idle)
                     if copies:
                         continue
                     if flight.attempt < self._attempts:

@@ -145,13 +145,15 @@ def divided(config: RayConfig, actors: int) -> Layout:
     return held(dataclasses.replace(config, actors=actors))
 
 
-def room(layout: Layout) -> int:
-    """Return how many more workers of a layout's size the cluster has a place for now, at most."""
+def room(config: RayConfig, layout: Layout, there: int) -> int:
+    """Return how many workers of a layout's size the cluster has a place for now, beside those that are there."""
     import ray
 
     free = ray.available_resources()
     spare = min(free.get("CPU", 0.0) // layout.cpus, free.get("GPU", 0.0) // layout.gpus if layout.gpus else math.inf)
-    return min(int(spare), _holds(nodes(), layout))
+    # what is free may lie on several machines, and says nothing of memory: no more than a plan for all machines would have
+    planned = plan(dataclasses.replace(config, cpus_per_actor=layout.cpus), nodes(), elastic=True)
+    return max(0, min(int(spare), planned.actors - there))
 
 
 def nodes() -> list[Node]:
@@ -180,7 +182,8 @@ def _init(config: RayConfig) -> None:
         os.environ["RAY_AUTH_TOKEN"] = _token()
         # the switch's name is about other systems; what it does is keep every socket of a local cluster on 127.0.0.1
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        options |= {"num_cpus": _local_cpus(), "object_store_memory": _OBJECT_STORE, "include_dashboard": False}
+        # said, since Ray would look for RAY_ADDRESS, and for a cluster that was started on this machine, on its own
+        options |= {"address": "local", "num_cpus": _local_cpus(), "object_store_memory": _OBJECT_STORE, "include_dashboard": False}
     else:
         options["address"] = address
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pyspark.sql import DataFrame, SparkSession
@@ -10,7 +11,7 @@ from pyspark.sql import functions as F
 from spark import ingest
 from spark.partitioning import by_column, by_hash, check_values
 from spark.reading import RAW, SOURCE
-from spark.tables import load, table_uri
+from spark.tables import load, replace_table, table_uri
 from topicscale.config import Config
 from topicscale.errors import JobFailed
 from topicscale.inputs import InputPlan
@@ -39,19 +40,25 @@ def add(
     store_uri: str,
     plan: InputPlan,
     batch: int,
-    documents_version: int,
-    txn: tuple[str, int],
+    versions: Mapping[str, int],
+    unpublished: bool,
 ) -> BatchResult:
     """Write the documents of the input that the store does not hold, in partitions of their own, and return what became of all.
 
     A document is already there when its id is, with the same text; one whose id is there with another text goes to
-    quarantine as ``duplicate_id``. The rows of this batch replace what a killed attempt at it may have left
-    (``replaceWhere``); quarantined rows are appended under the caller's transaction, which makes that repeatable.
+    quarantine as ``duplicate_id``. What is written replaces what a killed attempt, at this batch or another, may have left.
 
     Parameters
     ----------
-    documents_version : int
-        The version of ``documents`` that is compared with: that of the generation this batch adds to.
+    versions : mapping
+        Of ``documents`` and ``quarantine`` in the generation that this batch adds to.
+    unpublished : bool
+        ``quarantine`` has changed since.
+
+    Raises
+    ------
+    JobFailed
+        Too many rows are bad; nothing was written.
     """
     column = config.partition.column
     cleaned, counts = ingest.survey(spark, config, plan)
@@ -62,7 +69,7 @@ def add(
         partitioner = by_column(config.partition, counts=values, characters=counts.characters)
     else:
         partitioner = by_hash(config.partition, documents=good, characters=sum(counts.characters.values()))
-    held = load(spark, store_uri, "documents", version=documents_version)
+    held = load(spark, store_uri, "documents", version=versions["documents"])
     known = held.select("doc_id", F.col("text_hash").alias("_held"))
     identified = ingest.identify(cleaned.frame, partitioner, by_id=by_id, duplicates="duplicate_id" in faults)
     compared = identified.join(known, "doc_id", "left").withColumn(_PRESENT, F.col("_held").isNotNull())
@@ -76,20 +83,21 @@ def add(
             refused = refused.unionByName(compared.where(_CLASH).select(*columns))
             faults["duplicate_id"] = faults.get("duplicate_id", 0) + clashes
         bad, total = sum(faults.values()), good + sum(faults.values()) - clashes
-        if bad:
-            application, version = txn
-            writer = refused.write.format("delta").mode("append").option("txnAppId", application).option("txnVersion", version)
-            writer.save(table_uri(store_uri, "quarantine"))
         if total and bad / total > config.input.max_quarantine:
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(faults.items()))
             raise JobFailed(
-                f"{bad:,} of {total:,} rows are in quarantine, more than input.max_quarantine allows "
-                f"({config.input.max_quarantine:.0%}), so nothing was added. See why with: topicscale status --store {store_uri}"
+                f"{bad:,} of {total:,} rows are bad ({reasons}), more than input.max_quarantine allows "
+                f"({config.input.max_quarantine:.0%}), so nothing was added."
             )
         changed = dict(cleaned.changed)
         vectors = ["embedding"] if config.input.embedding_column else []
         fresh = compared.where(~F.col(_PRESENT)).withColumn("partition_id", F.concat("partition_id", F.lit(batch_suffix(batch))))
         fresh = _fitted(fresh, held, ["doc_id", "partition_id", "text", "text_hash", *cleaned.kept, *vectors], changed)
         _replace(fresh, store_uri, "documents", batch)
+        # after the documents: a batch that is killed is known by them
+        if (new and bad) or unpublished:
+            quarantine = load(spark, store_uri, "quarantine", version=versions["quarantine"])
+            replace_table(quarantine.unionByName(refused) if new else quarantine, store_uri, "quarantine")
         partitions = ingest.summarise(
             spark, store_uri, partitioner, values, vectors=vectors, where=F.col("partition_id").endswith(batch_suffix(batch))
         )

@@ -177,12 +177,13 @@ def _version(name: str) -> str:
 
 
 def main(kinds: Sequence[str]) -> None:
-    """Fetch the jars that are named, Delta's without a name; ``--list`` prints those as spark-submit's --jars takes them."""
-    if list(kinds) == ["--list"]:
-        print(",".join(map(str, fetch_jars())))
-        return
+    """Fetch the jars that are named, Delta's without a name; ``--list`` prints Delta's and those, as spark-submit's --jars takes them."""
+    listing, kinds = list(kinds[:1]) == ["--list"], [kind for kind in kinds if kind != "--list"]
     if unknown := sorted(set(kinds) - set(_STORES)):
-        raise SystemExit(f"Usage: python -m spark.jars [{'|'.join(_STORES)}]. Got {unknown[0]!r} instead.")
+        raise SystemExit(f"Usage: python -m spark.jars [--list] [{'|'.join(_STORES)}]. Got {unknown[0]!r} instead.")
+    if listing:
+        print(",".join(str(jar) for kind in (None, *kinds) for jar in fetch_jars(kind=kind)))
+        return
     for kind in kinds or (None,):
         for jar in fetch_jars(kind=kind):
             print(jar.name)

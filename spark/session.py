@@ -87,7 +87,10 @@ def start(
     if running is not None:
         return running
     if "PYSPARK_GATEWAY_PORT" in os.environ:
-        return _submitted(config, app_name, hadoop_settings(tuple(remote)))
+        session = _submitted(config, app_name, tuple(remote))
+        if not session.sparkContext.master.startswith("local"):
+            _watch(session.sparkContext, timeout, say)
+        return session
     if (config.where or "").startswith("spark://"):
         _knock(config.where or "", 7077, "Spark master")
     check(remote)
@@ -106,7 +109,7 @@ def start(
     except Exception as error:
         raise ResourceError(_why(error, log)) from error
     if not _is_local(config):
-        threading.Thread(target=_attend, args=(context, config.where, timeout, say), daemon=True).start()
+        _watch(context, timeout, say)
     return SparkSession(context)
 
 
@@ -181,7 +184,12 @@ def _connect(config: SparkConfig, app_name: str, timeout: float) -> SparkSession
     try:
         return _within(timeout, connected)
     except Exception as error:
-        raise ResourceError(f"The Spark Connect server at {remote!r} does not answer: {_first_line(error)}") from error
+        raise ResourceError(f"The Spark Connect server at {_shown(remote)!r} does not answer: {_first_line(error)}") from error
+
+
+def _shown(address: str) -> str:
+    """Return an address without its parameters, of which one may be a token."""
+    return address.partition(";")[0]
 
 
 def _within(seconds: float, call: Callable[[], SparkSession]) -> SparkSession:
@@ -216,7 +224,7 @@ def _knock(addresses: str, port: int, what: str) -> None:
                 return
         except (OSError, ValueError) as found:
             error = found
-    raise ResourceError(f"The {what} at {addresses!r} does not answer: {error}")
+    raise ResourceError(f"The {what} at {_shown(addresses)!r} does not answer: {error}")
 
 
 _SESSION = {
@@ -231,21 +239,33 @@ _SESSION = {
     "spark.databricks.delta.stats.collect": "false",
 }
 """What every session has, wherever it runs."""
+_CLASSES = {
+    None: _SESSION["spark.sql.extensions"],
+    "s3": "org.apache.hadoop.fs.s3a.S3AFileSystem",
+    "gs": "org.apache.hadoop.fs.gs.GoogleHadoopFileSystem",
+    "abfss": "org.apache.hadoop.fs.azurebfs.SecureAzureBlobFileSystem",
+}
+"""What is in Delta's jars, and in those that reach a kind of object store."""
 
 
-def _submitted(config: SparkConfig, app_name: str, beside: Mapping[str, str]) -> SparkSession:
+def _submitted(config: SparkConfig, app_name: str, remote: tuple[str, ...]) -> SparkSession:
     """Return a session in the JVM that spark-submit started, on the master it was given."""
     from pyspark import SparkConf
     from pyspark.sql import SparkSession
 
     conf = SparkConf()
-    for key, value in (_SESSION | {"spark.app.name": app_name, **beside}).items():
+    for key, value in (_SESSION | {"spark.app.name": app_name, **hadoop_settings(remote)}).items():
         conf.setIfMissing(key, value)
     conf.setAll(list(_plain(config.conf).items()))
     started = SparkSession.builder.config(conf=conf).getOrCreate()
     assert started._jvm is not None
-    if not started._jvm.org.apache.spark.util.Utils.classIsLoadable(_SESSION["spark.sql.extensions"]):
-        raise ResourceError('spark-submit must be given Delta\'s jars: --jars "$(python -m spark.jars --list)"')
+    for kind in (None, *remote):
+        if not started._jvm.org.apache.spark.util.Utils.classIsLoadable(_CLASSES[kind]):
+            listed = " ".join(("--list", *remote))
+            raise ResourceError(
+                f"spark-submit must be given Delta's jars{f', and those for {kind}' if kind else ''}: --jars "
+                f'"$(python -m spark.jars {listed})"'
+            )
     return started
 
 
@@ -253,8 +273,13 @@ def _is_local(config: SparkConfig) -> bool:
     return (config.where or "local").startswith("local")
 
 
-def _attend(context: SparkContext, master: str | None, timeout: float, say: Callable[[str], None]) -> None:
+def _watch(context: SparkContext, timeout: float, say: Callable[[str], None]) -> None:
+    threading.Thread(target=_attend, args=(context, timeout, say), daemon=True).start()
+
+
+def _attend(context: SparkContext, timeout: float, say: Callable[[str], None]) -> None:
     """Tell of work that waits for executors, and cancel it when it has waited too long."""
+    master = context.master
     since = told = time.monotonic()
     while True:
         time.sleep(1)

@@ -28,7 +28,7 @@ from topicscale.errors import ConfigError
 NAME_CHARS = 200
 """Characters of a topic's name."""
 SECRET = re.compile(
-    r"(access|account|api|customer|private|account\.)[._]?key|secret|token|passw|credential|sas\b|service_account", re.IGNORECASE
+    r"(access|account|api|customer|master|private|sas)[._]?key|secret|token|passw|credential|sas\b|service_account", re.IGNORECASE
 )
 """What the name of a setting or variable that holds a secret has in it."""
 _REFERENCES = ("spark.kubernetes.driver.secret", "spark.kubernetes.executor.secret")

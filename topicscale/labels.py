@@ -133,9 +133,10 @@ def rewrite(
     leaves = _named_leaves(store, topics, {topic: given.get(topic, "") for topic in changed})
     stage = "merge" if is_merged(base) else "publish"
     contents = {
-        "topic_labels": pa.Table.from_pylist(list(rows), schema=TABLES["topic_labels"].schema),
         "topics": pa.Table.from_pylist(described, schema=TABLES["topics"].schema),
         "site_topics": leaves,
+        # last: it is asked whether there is anything to do, when a call that was killed is repeated
+        "topic_labels": pa.Table.from_pylist(list(rows), schema=TABLES["topic_labels"].schema),
     }
     # the other tables as this generation has them: a run that never finished may have written since
     versions = dict(base.versions)

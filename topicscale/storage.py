@@ -124,7 +124,9 @@ def delta_options(uri: str) -> dict[str, str] | None:
         options["aws_conditional_put"] = "etag"
         options["aws_virtual_hosted_style_request"] = not _path_style(found)
         if found.endpoint is not None:
-            options |= {"aws_endpoint_url": found.endpoint, "aws_allow_http": found.endpoint.startswith("http://")}
+            # delta-rs puts the bucket before the cloud's own host, and not before one that it is given
+            host = found.endpoint if _path_style(found) else found.endpoint.replace("://", f"://{place.bucket}.", 1)
+            options |= {"aws_endpoint_url": host, "aws_allow_http": found.endpoint.startswith("http://")}
         if (region := _region(found)) is not None:
             options["aws_region"] = region
     elif place.scheme == "gs" and found.endpoint is not None:

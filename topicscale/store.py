@@ -26,7 +26,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -453,10 +453,16 @@ class Store:
         summary: Mapping[str, Any],
         unit_fingerprint: str | None = None,
         versions: Mapping[str, int] | None = None,
+        held: Collection[str] = (),
     ) -> Snapshot:
         """Commit a generation that names the present version of every table, or those given. Idempotent for the same fingerprint.
 
         Without a fingerprint the generation counts as the one before it, amended: a rerun finds nothing to redo.
+
+        Parameters
+        ----------
+        held : collection of str
+            Tables that stay as the generation before has them: others write them, and may have been killed before they published.
         """
         handle = self.table("generations")
         app = unit_id("generation")
@@ -469,6 +475,8 @@ class Store:
             version = previous + (1 << _BITS) if previous is not None else next_version(None, ABSENT)
         if versions is None:
             versions = {name: v for name in TABLES if name not in LOGS and (v := self.version(name)) is not None}
+            before = self.snapshots()[-1:]
+            versions |= {name: v for snapshot in before for name, v in snapshot.versions.items() if name in held}
         number = max((s.generation for s in self.snapshots()), default=0) + 1
         at = datetime.now(UTC)
         row = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -177,6 +178,27 @@ def publish_batch(
     publish.write_sites(job, fp, found.topics, total, space, names)
     job.whole("publish", fp, rows=number, seconds=time.monotonic() - began)
     return added
+
+
+def recount(job: Job, fp: str) -> None:
+    """Write the trends of topics that were fitted anew on documents of which some came in batches."""
+    store = job.store
+    last = store.snapshots()[-1]
+    batches = store.read("batches", version=last.versions["batches"]).to_pylist() if "batches" in last.versions else []
+    if not batches or says(store.unit_version("topic_trends", "add"), fp):
+        return
+    first = [row["at"] for row in store.read("topic_trends", version=last.versions["topic_trends"]).to_pylist() if row["batch"] == 0]
+    at = {0: min(first, default=store.snapshots()[0].at)} | {row["batch"]: row["at"] for row in batches}
+    batch_of = {pid: row["batch"] for row in batches for pid in row["partition_ids"]}
+    counts: Counter[tuple[int, int]] = Counter()
+    for rows in store.read_batches("assignments", ["partition_id", "topic_id"]):
+        found = pa.Table.from_batches([rows]).group_by(["partition_id", "topic_id"]).aggregate([([], "count_all")])
+        for row in found.to_pylist():
+            counts[batch_of.get(row["partition_id"], 0), row["topic_id"]] += row["count_all"]
+    told = [
+        {"batch": batch, "at": at[batch], "topic_id": topic, "documents": documents} for (batch, topic), documents in sorted(counts.items())
+    ]
+    store.replace("topic_trends", pa.Table.from_pylist(told, schema=TABLES["topic_trends"].schema), stage="add", unit_fingerprint=fp)
 
 
 def _grown(values: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:

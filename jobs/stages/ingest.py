@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 from jobs.job import Job, Partition
 from topicscale.errors import JobFailed, StoreError
@@ -88,9 +89,8 @@ def check_batches(store: Store) -> None:
 def check_base(store: Store, base: Snapshot) -> None:
     """Raise StoreError when a run that was cut short has changed what a generation is made of: what is added would be mixed with it."""
     versions = base.versions
-    partitions = {row[PARTITION] for row in store.table("documents", version=versions["documents"]).partitions()}
-    units = [("documents", "ingest", WHOLE), ("pilots", "calibrate", WHOLE), ("document_map", "map", WHOLE)]
-    units += [(table, stage, pid) for table, stage in _PER_PARTITION for pid in sorted(partitions)]
+    units = [*((table, "ingest", WHOLE) for table in TABLES), ("pilots", "calibrate", WHOLE), ("document_map", "map", WHOLE)]
+    units += [(table, stage, pid) for table, stage in _PER_PARTITION for pid in sorted(_partitions(store, base))]
     written = {table: (store.unit_versions(table, version=versions[table]), store.unit_versions(table)) for table, _, _ in units}
     for table, stage, pid in units:
         held, now = (found.get(unit_id(stage, pid)) for found in written[table])
@@ -99,6 +99,26 @@ def check_base(store: Store, base: Snapshot) -> None:
                 f"A run of {store.uri!r} was cut short after it had begun to change the table {table!r}. Finish it first, by running it "
                 "again; or run the store's former configuration again, which brings its tables back."
             )
+
+
+def check_read(store: Store) -> None:
+    """Raise StoreError when reading an input was cut short: some of what it writes is of that input, and the rest of the one before."""
+    written = [store.unit_version(table, "ingest") for table in TABLES]
+    if not all(agree(written[0], other) for other in written[1:]):
+        raise StoreError(
+            f"A run of {store.uri!r} was cut short while it read its input. Finish it first, by running it again; or run the former "
+            "input again, which brings its tables back."
+        )
+
+
+def drop_unpublished(store: Store, base: Snapshot, partitions: Iterable[str] = ()) -> None:
+    """Remove what killed runs and updates have left of partitions that a generation has no documents of, but for those of a batch."""
+    for table, stage in _PER_PARTITION:
+        store.retain(table, stage, {*_partitions(store, base), *partitions})
+
+
+def _partitions(store: Store, base: Snapshot) -> set[str]:
+    return {row[PARTITION] for row in store.table("documents", version=base.versions["documents"]).partitions()}
 
 
 def _check_share(job: Job, documents: int) -> None:

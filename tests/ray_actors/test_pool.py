@@ -26,6 +26,9 @@ class Clumsy:
     def progress(self) -> int:
         return 7
 
+    def pid(self) -> int:
+        return os.getpid()
+
     def double(self, value: int) -> int:
         return 2 * value
 
@@ -53,6 +56,13 @@ class Clumsy:
 
     def bug(self) -> None:
         raise KeyError("oops")
+
+
+class Stillborn(Clumsy):
+    """Workers that die before they can answer."""
+
+    def __init__(self, threads: int, device: str) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.fixture
@@ -90,6 +100,25 @@ def test_a_dead_worker_is_replaced_and_its_unit_tried_again(pool, tmp_path) -> N
     found = outcomes(pool, "die_once", a={"marker": str(tmp_path / "a")})
     assert (found["a"].value, found["a"].attempts, found["a"].error) == ("survived", 2, None)
     assert outcomes(pool, "double", b={"value": 4})["b"].value == 8
+
+
+def test_a_lost_machine_costs_a_unit_one_attempt(made) -> None:
+    import ray
+
+    two = made(2, 1)
+    assert set(outcomes(two, "slow", a={"seconds": 1.0}, b={"seconds": 1.0})) == {"a", "b"}
+    for pid in ray.get([worker.pid.remote() for worker in two._running]):
+        os.kill(pid, signal.SIGKILL)
+    time.sleep(2)
+    found = outcomes(two, "double", c={"value": 4})["c"]
+    assert (found.value, found.error) == (8, None)
+
+
+def test_workers_that_die_before_they_begin_are_given_up(made) -> None:
+    said: list[str] = []
+    with pytest.raises(ResourceError, match=r"did not start within 8 s.*The last one died: "):
+        made(1, 1, worker=Stillborn, timeout=8, say=said.append).wait()
+    assert any("died before it could begin" in line for line in said)
 
 
 def test_a_unit_that_kills_every_worker_fails_alone(pool) -> None:
@@ -176,6 +205,21 @@ def test_no_worker_spans_two_machines_of_a_cluster(config, nodes, expected) -> N
 
 
 @pytest.mark.parametrize(
+    ("machines", "free", "there", "expected"),
+    [
+        ([(4, 64e9), (6, 64e9), (6, 64e9)], 4, 3, 0),  # two processors here and two there are no place for four
+        ([(4, 64e9), (8, 64e9)], 8, 1, 2),
+        ([(16, 5e9)], 8, 2, 0),  # memory for two
+        ([(4, 64e9)], 0, 1, 0),
+    ],
+)
+def test_growth_keeps_to_a_plan(machines, free, there, expected, monkeypatch) -> None:
+    monkeypatch.setattr("ray.available_resources", lambda: {"CPU": float(free)})
+    monkeypatch.setattr(runtime, "nodes", lambda: [runtime.Node(cpus, 0, memory) for cpus, memory in machines])
+    assert runtime.room(RayConfig(), runtime.Layout(there, 4, 0.0), there) == expected
+
+
+@pytest.mark.parametrize(
     "config", [RayConfig(actors=17), RayConfig(actors=4, cpus_per_actor=5), RayConfig(gpus_per_actor=1.0), RayConfig(gpus_per_actor=0.5)]
 )
 def test_an_impossible_plan_is_refused_before_anything_starts(config) -> None:
@@ -211,5 +255,6 @@ def test_a_process_can_start_ray_again() -> None:
         "for number in range(2):\n"
         "    runtime.start(RayConfig()); print(ray.get(ray.remote(lambda: number).remote())); runtime.stop()"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
+    env = os.environ | {"RAY_ADDRESS": "http://127.0.0.1:9"}  # where jobs are sent, and no cluster to join
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200, env=env)
     assert done.stdout.split() == ["0", "1"], done.stderr[-2000:]

@@ -71,6 +71,13 @@ def test_the_user_has_the_last_word_on_settings():
     assert settings["spark.jars.packages"].split(",") == packages()
 
 
+def test_an_address_is_said_without_its_token(monkeypatch):
+    monkeypatch.setenv("SPARK_REMOTE", "sc://127.0.0.1:9/;use_ssl=true;token=not-for-logs")
+    with pytest.raises(ResourceError, match="does not answer") as told:
+        session.start(SparkConfig())
+    assert "not-for-logs" not in str(told.value)
+
+
 def test_a_server_that_does_not_answer_is_named():
     pytest.importorskip("grpc", reason="needs the extra 'connect'")
     started = time.monotonic()

@@ -42,6 +42,17 @@ def test_the_engines_are_told_the_same() -> None:
     assert storage.hadoop_settings([]) == {}
 
 
+def test_delta_is_told_the_bucket_before_a_host_of_ones_own() -> None:
+    storage.use(StorageConfig(endpoint="https://s3.eu-central-1.amazonaws.com", path_style=False))
+    delta, hadoop = storage.delta_options("s3://bucket/store"), storage.hadoop_settings(["s3"])
+    assert delta is not None
+    assert (delta["aws_endpoint_url"], delta["aws_virtual_hosted_style_request"]) == (
+        "https://bucket.s3.eu-central-1.amazonaws.com",
+        "true",
+    )
+    assert hadoop["spark.hadoop.fs.s3a.endpoint"] == "https://s3.eu-central-1.amazonaws.com"
+
+
 def test_what_is_left_open_comes_from_the_environment(monkeypatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9000")
     monkeypatch.setenv("AWS_REGION", "eu-west-2")
@@ -57,6 +68,8 @@ def test_what_is_left_open_comes_from_the_environment(monkeypatch) -> None:
         "storage.options={aws_secret_access_key: AKIA-VALUE}",
         "storage.options={azure_storage_account_key: AKIA-VALUE}",
         "storage.options={google_service_account: AKIA-VALUE}",
+        "storage.options={azure_storage_sas_key: AKIA-VALUE}",
+        "storage.options={azure_storage_master_key: AKIA-VALUE}",
         "spark.conf={spark.hadoop.fs.s3a.secret.key: AKIA-VALUE}",
         "spark.conf={spark.hadoop.fs.azure.account.key.x.dfs.core.windows.net: AKIA-VALUE}",
         "storage.endpoint=https://AKIA-VALUE:word@host",
