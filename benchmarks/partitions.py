@@ -175,7 +175,7 @@ class PretendEngines(Engines):
         super().__init__(config)
         self._workers = workers
 
-    def workers(self, layout: Layout, worker: type = Pretender) -> Pool:
+    def workers(self, layout: Layout, worker: type = Pretender, *, grows: bool = False) -> Pool:
         # without processors of their own, so that there may be more of them than this machine has
         return Pool(Layout(self._workers, 0, 0.0), attempts=3, timeout=300.0, worker=worker)
 

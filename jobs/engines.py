@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ray_actors import runtime
 from ray_actors.pool import Pool
 from ray_actors.runtime import Layout
+from ray_actors.worker import Worker
 from topicscale import storage
 from topicscale.config import Config
 
@@ -75,20 +76,21 @@ class Engines:
             raise self._error
         if self._pool is None:  # it was released
             assert self._layout is not None
-            self._pool = self._workers(self._layout)
+            self._pool = self.workers(self._layout, grows=True)
         self._pool.wait()
         return self._pool
 
-    def workers(self, layout: Layout, worker: type) -> Pool:
-        """Return as many workers of another size and kind, for the caller to close."""
-        ray = self._config.ray
-        return Pool(layout, attempts=ray.attempts, timeout=ray.timeout, worker=worker, say=self._say, storage=storage.settings())
+    def workers(self, layout: Layout, worker: type = Worker, *, grows: bool = False) -> Pool:
+        """Return workers of a size and kind, for the caller to close.
 
-    def _workers(self, layout: Layout) -> Pool:
+        Parameters
+        ----------
+        grows : bool
+            Machines that join the cluster are used, unless the configuration says how many workers there are to be.
+        """
         ray = self._config.ray
-        grows = ray.where is not None and ray.actors is None
-        room = partial(runtime.room, ray, layout) if grows else None
-        return Pool(layout, attempts=ray.attempts, timeout=ray.timeout, room=room, say=self._say, storage=storage.settings())
+        room = partial(runtime.room, ray, layout) if grows and ray.where is not None and ray.actors is None else None
+        return Pool(layout, attempts=ray.attempts, timeout=ray.timeout, worker=worker, room=room, say=self._say, storage=storage.settings())
 
     def release(self) -> None:
         """Leave Ray running without workers, so that others can have their processors and memory. The next use starts new ones."""
@@ -114,7 +116,7 @@ class Engines:
                 self._say(
                     "The Ray cluster asks for no token: whoever reaches it can run programs on it. Set RAY_AUTH_MODE=token on its machines."
                 )
-            self._pool = self._workers(self._layout)
+            self._pool = self.workers(self._layout, grows=True)
             for method, arguments in warm.items():
                 self._pool.warm(method, **arguments)
         except BaseException as error:

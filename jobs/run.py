@@ -109,6 +109,8 @@ def _run(config: Config, target: Store, plan: inputs.InputPlan | None, *, ui: Ui
     run_id = new_run_id()
     rows = plan.rows if plan is not None else None
     with target.lock(run_id), opened(target, config, run_id, ui, rows=rows) as job:
+        if plan is None:
+            ingest.check_read(target)
         snapshot = _stages(job, plan, fitted_batches)
     summary = snapshot.summary
     seconds = {stage: round(value, 3) for stage, value in {**job.timings, **job.engines.seconds}.items()}
@@ -127,8 +129,6 @@ def _run(config: Config, target: Store, plan: inputs.InputPlan | None, *, ui: Ui
 
 def _stages(job: Job, plan: inputs.InputPlan | None, fitted_batches: int) -> Snapshot:
     ingest.check_batches(job.store)
-    if plan is None:
-        ingest.check_read(job.store)
     partitions = ingest.read_partitions(job) if plan is None else _ingested(job, plan)
     rows = {p.partition_id: p.rows for p in partitions}
 

@@ -183,12 +183,13 @@ def publish_batch(
 def recount(job: Job, fp: str) -> None:
     """Write the trends of topics that were fitted anew on documents of which some came in batches."""
     store = job.store
-    last = store.snapshots()[-1]
-    batches = store.read("batches", version=last.versions["batches"]).to_pylist() if "batches" in last.versions else []
+    snapshots = store.snapshots()
+    versions = snapshots[-1].versions if snapshots else {}
+    batches = store.read("batches", version=versions["batches"]).to_pylist() if "batches" in versions else []
     if not batches or says(store.unit_version("topic_trends", "add"), fp):
         return
-    first = [row["at"] for row in store.read("topic_trends", version=last.versions["topic_trends"]).to_pylist() if row["batch"] == 0]
-    at = {0: min(first, default=store.snapshots()[0].at)} | {row["batch"]: row["at"] for row in batches}
+    first = [row["at"] for row in store.read("topic_trends", version=versions["topic_trends"]).to_pylist() if row["batch"] == 0]
+    at = {0: min(first, default=snapshots[0].at)} | {row["batch"]: row["at"] for row in batches}
     batch_of = {pid: row["batch"] for row in batches for pid in row["partition_ids"]}
     counts: Counter[tuple[int, int]] = Counter()
     for rows in store.read_batches("assignments", ["partition_id", "topic_id"]):
