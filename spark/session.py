@@ -88,8 +88,7 @@ def start(
         return running
     if "PYSPARK_GATEWAY_PORT" in os.environ:
         session = _submitted(config, app_name, tuple(remote))
-        if not session.sparkContext.master.startswith("local"):
-            _watch(session.sparkContext, timeout, say)
+        _watch(session.sparkContext, timeout, say)
         return session
     if (config.where or "").startswith("spark://"):
         _knock(config.where or "", 7077, "Spark master")
@@ -108,8 +107,7 @@ def start(
         context = SparkContext(conf=conf, gateway=gateway)
     except Exception as error:
         raise ResourceError(_why(error, log)) from error
-    if not _is_local(config):
-        _watch(context, timeout, say)
+    _watch(context, timeout, say)
     return SparkSession(context)
 
 
@@ -274,7 +272,8 @@ def _is_local(config: SparkConfig) -> bool:
 
 
 def _watch(context: SparkContext, timeout: float, say: Callable[[str], None]) -> None:
-    threading.Thread(target=_attend, args=(context, timeout, say), daemon=True).start()
+    if not context.master.startswith("local"):
+        threading.Thread(target=_attend, args=(context, timeout, say), daemon=True).start()
 
 
 def _attend(context: SparkContext, timeout: float, say: Callable[[str], None]) -> None:

@@ -473,11 +473,11 @@ class Store:
             version = next_version(previous, unit_fingerprint)
         else:
             version = previous + (1 << _BITS) if previous is not None else next_version(None, ABSENT)
+        snapshots = self.snapshots()
         if versions is None:
             versions = {name: v for name in TABLES if name not in LOGS and (v := self.version(name)) is not None}
-            before = self.snapshots()[-1:]
-            versions |= {name: v for snapshot in before for name, v in snapshot.versions.items() if name in held}
-        number = max((s.generation for s in self.snapshots()), default=0) + 1
+            versions |= {name: v for snapshot in snapshots[-1:] for name, v in snapshot.versions.items() if name in held}
+        number = max((s.generation for s in snapshots), default=0) + 1
         at = datetime.now(UTC)
         row = {
             "generation": number,
