@@ -7,7 +7,7 @@ TEST_LIMIT ?= 80m
 TESTS ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults lint types check lock clean bench-setup bench-whole-job bench-memory bench-baselines bench-quality bench-embedding bench-merge bench-federation bench-updates bench-labels bench-finetune bench-partitions bench-cluster bench
+.PHONY: help setup demo test test-slow test-faults lint types check lock clean bench-setup bench-whole-job bench-memory bench-baselines bench-quality bench-embedding bench-merge bench-federation bench-updates bench-labels bench-finetune bench-partitions bench-cluster bench
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,9 +18,13 @@ setup:  ## the environment in .venv/, Java, the Delta jars; about a second when 
 demo: setup  ## the whole job on 20,000 docstrings of the installed packages: topics on the terminal, a report as HTML
 	@$(PY) -m jobs.demo < /dev/null
 
-test:  ## all tests but the fault matrix
+test:  ## all tests but the long ones below
 	@PYTHON="$(PYTHON)" scripts/setup.sh tests s3
 	timeout --kill-after=30 $(TEST_LIMIT) $(PY) -m pytest $(TESTS) --durations=10 < /dev/null
+
+test-slow:  ## what takes a minute or more, and is another form of what a shorter test holds
+	@PYTHON="$(PYTHON)" scripts/setup.sh tests s3
+	timeout --kill-after=30 $(TEST_LIMIT) $(PY) -m pytest $(TESTS) -m slow --durations=10 < /dev/null
 
 test-faults: setup  ## kill the driver, the actors, Ray and Spark at many points, and compare the tables
 	timeout --kill-after=30 $(TEST_LIMIT) $(PY) -m pytest $(TESTS) -m faults < /dev/null

@@ -1,6 +1,6 @@
-"""Kill things while a job runs, run it again, and compare its tables with an undisturbed run's.
+"""Kill things while a job runs, run it again, and compare its tables with an undisturbed run's (``make test-faults``).
 
-A few points run with every test run; ``make test-faults`` runs the whole matrix.
+With every test run go the kills of ``test_s3.py`` (the driver, half way), ``test_many_partitions.py`` and ``test_pool.py`` (workers).
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import pytest
 from tests import corpus
 from tests.jobs.compare import contents
 from topicscale.store import MARKER, Store
+
+pytestmark = pytest.mark.faults
 
 LIMIT = 300.0
 """Seconds within which a point is reached and a process ends."""
@@ -152,19 +154,12 @@ def check(victim: str, point: str, source: Path, undisturbed: dict[str, list[str
     assert contents(str(store)) == undisturbed
 
 
-@pytest.mark.parametrize(("victim", "point"), [("driver", "embedded"), ("actor", "embedding")])
-def test_a_killed_job_ends_with_the_same_tables(victim, point, source, undisturbed, tmp_path) -> None:
-    check(victim, point, source, undisturbed, tmp_path)
-
-
-@pytest.mark.faults
 @pytest.mark.parametrize("point", list(POINTS))
 @pytest.mark.parametrize("victim", list(VICTIMS))
 def test_matrix(victim, point, source, undisturbed, tmp_path) -> None:
     check(victim, point, source, undisturbed, tmp_path)
 
 
-@pytest.mark.faults
 def test_an_interrupted_job_can_be_resumed(source, undisturbed, tmp_path) -> None:
     store, log = tmp_path / "store", tmp_path / "log"
     process = start(source, store, log)
@@ -176,7 +171,6 @@ def test_an_interrupted_job_can_be_resumed(source, undisturbed, tmp_path) -> Non
     assert contents(str(store)) == undisturbed
 
 
-@pytest.mark.faults
 def test_a_full_disk_is_said_and_nothing_is_lost(source, undisturbed, tmp_path) -> None:
     """On a small file system of its own; needs root to mount one."""
     folder = tmp_path / "small"

@@ -313,6 +313,7 @@ def test_the_python_api_describes_topics(store) -> None:
     assert model.custom_labels_ is None, "a model's labels are nobody's hand"
 
 
+@pytest.mark.slow
 def test_a_pool_with_a_killed_worker_names_every_topic_once(store) -> None:
     """Two workers, one killed while it answers: its prompt goes to another."""
     script = (

@@ -101,7 +101,10 @@ def test_precomputed_vectors_from_an_array(fitted, tmp_path) -> None:
         model.transform(["x"], embeddings=np.ones((1, 3)))
 
 
-@pytest.mark.parametrize("kind", ["frame", "series", "arrow", "spark", "path"])
+LONG = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("series", "arrow", "path")]
+
+
+@pytest.mark.parametrize("kind", ["frame", "spark", *LONG])
 def test_documents_of_every_kind(kind, tmp_path, spark, ray_layout) -> None:
     rows = ROWS[:60]
     frame = pd.DataFrame(rows, columns=["id", "text", "theme"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -128,8 +129,7 @@ def test_the_same_input_into_another_store_gives_the_same_tables(source, finishe
 
 def test_only_what_depends_on_a_change_is_redone_and_going_back_restores(source, finished, tmp_path) -> None:
     original, _ = finished
-    store = str(tmp_path / "store")
-    run(settings(source), store, ui=QUIET)
+    store = shutil.copytree(original, str(tmp_path / "store"))
     words = run(settings(source, "terms.bm25_weighting=true"), store, ui=QUIET)
     assert set(logged(store, words.run_id)) == {"terms", "publish"}
     merged = run(settings(source, "topics.number=4"), store, ui=QUIET)
@@ -142,8 +142,7 @@ def test_only_what_depends_on_a_change_is_redone_and_going_back_restores(source,
 
 
 def test_other_partitions_reuse_the_vectors(source, finished, tmp_path) -> None:
-    store = str(tmp_path / "store")
-    run(settings(source), store, ui=QUIET)
+    store = shutil.copytree(finished[0], str(tmp_path / "store"))
     again = run(settings(source, "partition.number=3"), store, ui=QUIET)
     units = [r for r in Store(store).read("runs").to_pylist() if (r["run_id"], r["stage"]) == (again.run_id, "embed")]
     details = [json.loads(r["detail"]) for r in units]
@@ -155,13 +154,11 @@ def test_other_partitions_reuse_the_vectors(source, finished, tmp_path) -> None:
     }
 
 
-def test_new_rows_redo_their_partition_and_embed_only_themselves(tmp_path, spark, ray_layout) -> None:
-    store = str(tmp_path / "store")
+def test_new_rows_redo_their_partition_and_embed_only_themselves(finished, tmp_path) -> None:
+    store = shutil.copytree(finished[0], str(tmp_path / "store"))
     content = corpus.rows()
-    source = corpus.write_csv(tmp_path / "corpus.csv", content)
-    run(settings(source), store, ui=QUIET)
-    corpus.write_csv(source, [*content, ("new", "The comet came near the planet and the telescope saw it.", "space")])
-    again = run(settings(source), store, ui=QUIET)
+    more = [*content, ("new", "The comet came near the planet and the telescope saw it.", "space")]
+    again = run(settings(corpus.write_csv(tmp_path / "corpus.csv", more)), store, ui=QUIET)
     units = [r for r in Store(store).read("runs").to_pylist() if r["run_id"] == again.run_id and r["stage"] == "embed"]
     assert len(units) == 1
     assert json.loads(units[0]["detail"])["embedded"] == 1
@@ -189,7 +186,9 @@ def test_too_many_bad_rows_fail_the_job_and_say_where_to_look(tmp_path, spark, r
         run(settings(source), str(tmp_path / "store"), ui=QUIET)
 
 
-@pytest.mark.parametrize("texts", [["same text"] * 30, ["a b", "c d"], [f"word{i}" for i in range(12)]])
+@pytest.mark.parametrize(
+    "texts", [["same text"] * 30, ["a b", "c d"], pytest.param([f"word{i}" for i in range(12)], marks=pytest.mark.slow)]
+)
 def test_odd_corpora_work(texts, tmp_path, spark, ray_layout) -> None:
     model = TopicModel(min_topic_size=5, store=tmp_path / "store")
     topics, probabilities = model.fit_transform(texts)

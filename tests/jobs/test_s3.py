@@ -14,12 +14,15 @@ from pathlib import Path
 import pytest
 
 from jobs import cli
+from jobs.progress import Ui
+from jobs.run import run
 from spark import jars
 from tests import corpus
 from tests.jobs.compare import contents
 from tests.s3_server import BUCKET, SECRET, Proxy, reached
 from topicscale import storage
-from topicscale.config import StorageConfig
+from topicscale.config import StorageConfig, load
+from topicscale.errors import ResourceError
 from topicscale.files import Folder
 from topicscale.store import MARKER, Store
 from topicscale.tables import TABLES
@@ -30,8 +33,16 @@ STORE = f"s3://{BUCKET}/stores/one"
 INPUT = f"s3://{BUCKET}/in/corpus.csv"
 
 
+SETTINGS = {
+    "input": {"id_column": "id"},
+    "partition": {"number": 3},
+    "topics": {"min_size": 5},
+    "embedding": {"batch_tokens": 256},
+}
+
+
 def command(source: str, store: str, *options: str) -> list[str]:
-    basic = ["--id-column", "id", "--partitions", "3", "--min-topic-size", "5", "--set", "embedding.batch_tokens=256"]
+    basic = [part for section, keys in SETTINGS.items() for key, value in keys.items() for part in ("--set", f"{section}.{key}={value}")]
     return [sys.executable, "-m", "jobs.run", "--input", source, "--store", store, "--json", *basic, *options]
 
 
@@ -56,25 +67,22 @@ def rows_of(table: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def endpoint(tmp_path_factory):
+def local(tmp_path_factory, spark, ray_layout) -> dict[str, list[str]]:
+    """The tables of an undisturbed run into a local store."""
+    folder = tmp_path_factory.mktemp("local")
+    source = corpus.write_csv(folder / "corpus.csv", corpus.rows(each=30))
+    run(load(values={**SETTINGS, "input": {"paths": [str(source)], "id_column": "id"}}), str(folder / "store"), ui=Ui("quiet"))
+    return contents(str(folder / "store"))
+
+
+@pytest.fixture(scope="module")
+def endpoint(local, tmp_path_factory):
     """The address of a server with the corpus, which this process reaches object stores by."""
     jars.check(["s3"])
     with reached() as address:
         source = corpus.write_csv(tmp_path_factory.mktemp("input") / "corpus.csv", corpus.rows(each=30))
         Folder(INPUT).write("", source.read_bytes())
         yield address
-
-
-@pytest.fixture(scope="module")
-def local(tmp_path_factory) -> dict[str, list[str]]:
-    """The tables of an undisturbed run into a local store."""
-    folder = tmp_path_factory.mktemp("local")
-    source = corpus.write_csv(folder / "corpus.csv", corpus.rows(each=30))
-    done = subprocess.run(
-        command(str(source), str(folder / "store")), stdin=subprocess.DEVNULL, capture_output=True, timeout=LIMIT, check=False
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    return contents(str(folder / "store"))
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +168,7 @@ def test_every_command_reads_it(disturbed, endpoint, tmp_path, capsys) -> None:
     storage.use(StorageConfig(endpoint=endpoint))
 
 
+@pytest.mark.slow
 def test_updates_and_removals_work_there_and_a_rerun_does_nothing(disturbed, endpoint, tmp_path) -> None:
     environment = {**os.environ, "AWS_ENDPOINT_URL": endpoint}
 
@@ -183,10 +192,6 @@ def test_updates_and_removals_work_there_and_a_rerun_does_nothing(disturbed, end
 
 
 def test_missing_jars_are_told_of_before_anything_starts(monkeypatch, tmp_path, endpoint) -> None:
-    from jobs.run import run
-    from topicscale.config import load
-    from topicscale.errors import ResourceError
-
     monkeypatch.setattr(jars, "jar_folder", lambda: tmp_path)
     config = load(values={"input": {"paths": [INPUT]}, "storage": {"endpoint": endpoint}})
     with pytest.raises(ResourceError, match=r"-m spark\.jars s3"):

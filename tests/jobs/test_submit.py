@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs import submit
+from jobs import cli, submit
 from tests import corpus
 from tests.cluster import Cluster
 from tests.jobs.compare import contents
@@ -74,9 +74,9 @@ def source(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def local(source, tmp_path_factory) -> dict[str, list[str]]:
+def local(source, tmp_path_factory, spark, ray_layout) -> dict[str, list[str]]:
     store = tmp_path_factory.mktemp("stores") / "local"
-    topicscale("run", "--input", str(source), "--store", str(store), *OPTIONS)
+    assert cli.main(["run", "--input", str(source), "--store", str(store), *OPTIONS, "--quiet"]) == 0
     return contents(str(store))
 
 
@@ -153,6 +153,7 @@ def test_without_the_token_a_client_gets_nothing(cluster, tmp_path) -> None:
             assert not done.stdout
 
 
+@pytest.mark.slow
 def test_a_job_can_be_stopped_and_gone_on_with(cluster, source, local, tmp_path) -> None:
     store = tmp_path / "store"
     topicscale(*submitted(cluster, source, store, "--no-wait", "--job-id", "halted"), env=cluster.client)
@@ -224,6 +225,7 @@ def test_a_lost_head_is_said_and_another_cluster_goes_on(source, local, tmp_path
     assert contents(str(store)) == local
 
 
+@pytest.mark.slow
 def test_what_cannot_be_had_is_said_and_given_up(cluster, source, tmp_path) -> None:
     limits = ["--set", "ray.cpus_per_actor=9", "--set", "ray.actors=2", "--set", "ray.timeout=15"]
     done = topicscale(*submitted(cluster, source, tmp_path / "store", *limits), env=cluster.client, code=2)
@@ -292,6 +294,7 @@ def test_the_job_api_is_found_without_an_option(monkeypatch) -> None:
     assert submit.address_of(None) == "http://10.0.0.2:8265"
 
 
+@pytest.mark.slow
 def test_spark_submit_runs_the_job(source, local, tmp_path) -> None:
     import pyspark
 
