@@ -105,6 +105,8 @@ def start(
             # now, and not before: the gateway puts what it is given on a command line
             conf.set("spark.authenticate", "true").set("spark.authenticate.secret", os.environ[SECRET])
         context = SparkContext(conf=conf, gateway=gateway)
+        # the server that collects accumulators prints a traceback when the JVM ends before it does, as all of a group do at a SIGTERM
+        context._accumulatorServer.handle_error = lambda *_: None
     except Exception as error:
         raise ResourceError(_why(error, log)) from error
     _watch(context, timeout, say)

@@ -277,9 +277,21 @@ def kill(command: list[str], store: Path, when: str) -> None:
         process.wait(60)
 
 
+LATE = "topic_terms/_delta_log/*.json"
+"""What a killed command has begun to write: nearly all of it is done. The long tests kill at other points."""
+
+
 def points(*long: str) -> list:
-    """What a killed command has begun to write: the last table but those that are written at once, and others in the long tests."""
-    return ["topic_terms/_delta_log/*.json", *(pytest.param(one, marks=pytest.mark.slow) for one in long)]
+    return [LATE, *(pytest.param(one, marks=pytest.mark.slow) for one in long)]
+
+
+@pytest.fixture(scope="module")
+def halted(base, inputs, tmp_path_factory) -> Path:
+    """A store with a batch of which all but the end was written."""
+    store = tmp_path_factory.mktemp("stores") / "halted"
+    shutil.copytree(base, store)
+    kill(["update", "--input", str(inputs["sport"]), "--store", str(store)], store, LATE)
+    return store
 
 
 @pytest.mark.parametrize("when", points("documents/_delta_log/*.json", "generations/_delta_log/*.json"))
@@ -303,12 +315,13 @@ def test_a_killed_forget_is_finished_by_the_next(when, base, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("when", points("documents/_delta_log/*.json", "assignments/partition_id=*-b00001/*.parquet"))
-def test_a_killed_update_ends_with_the_same_tables(when, base, inputs, tmp_path) -> None:
+def test_a_killed_update_ends_with_the_same_tables(when, base, halted, inputs, tmp_path) -> None:
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     shutil.copytree(base, calm)
-    shutil.copytree(base, killed)
     update([str(inputs["sport"])], calm, ui=QUIET)
-    kill(["update", "--input", str(inputs["sport"]), "--store", str(killed)], killed, when)
+    shutil.copytree(halted if when == LATE else base, killed)
+    if when != LATE:
+        kill(["update", "--input", str(inputs["sport"]), "--store", str(killed)], killed, when)
     assert Store(killed).pin().generation == 1, "nothing of an unfinished batch is seen"
     listed = tmp_path / "ids.txt"
     listed.write_text(SPORT[0][0])
@@ -323,10 +336,9 @@ def test_a_killed_update_ends_with_the_same_tables(when, base, inputs, tmp_path)
     assert contents(str(killed)) == contents(str(calm))
 
 
-def test_another_update_takes_the_place_of_a_killed_one(base, inputs, tmp_path) -> None:
+def test_another_update_takes_the_place_of_a_killed_one(halted, inputs, tmp_path) -> None:
     store = tmp_path / "store"
-    shutil.copytree(base, store)
-    kill(["update", "--input", str(inputs["sport"]), "--store", str(store)], store, "topic_terms/_delta_log/*.json")
+    shutil.copytree(halted, store)
     one = corpus.write_csv(tmp_path / "one.csv", [MORE[0], ("e1", " ", "x"), ("e2", "a text of its own about bread", "x")])
     assert update([str(one)], store, ui=QUIET)["documents"] == 2
     adds_up(store)

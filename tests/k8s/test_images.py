@@ -25,6 +25,7 @@ def root(tmp_path):
 
 
 @pytest.mark.skipif(not shutil.which("python3.11"), reason="needs python3.11 on the path, as the images have it")
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_ray_s_image_installs_by_hashes_and_runs_the_job(root) -> None:
     environment, left_out = build("ray", root, CACHED)
