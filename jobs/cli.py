@@ -493,6 +493,8 @@ def _complain(options: argparse.Namespace, error: object, code: int) -> int:
 
 
 def _interrupt(*_: object) -> None:
+    # Ray's own handler, which comes first, aborts the process by an alarm after 3 s: too soon for what is left to be tidied up
+    signal.alarm(0)
     raise KeyboardInterrupt
 
 

@@ -160,11 +160,12 @@ def test_matrix(victim, point, source, undisturbed, tmp_path) -> None:
     check(victim, point, source, undisturbed, tmp_path)
 
 
-def test_an_interrupted_job_can_be_resumed(source, undisturbed, tmp_path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_job_can_be_resumed(how, source, undisturbed, tmp_path) -> None:
     store, log = tmp_path / "store", tmp_path / "log"
     process = start(source, store, log)
     assert reach("embedded", store, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     assert process.wait(60) == 130
     assert "run the same command again" in log.read_text()
     subprocess.run(command(source, store), check=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=LIMIT)
