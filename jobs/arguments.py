@@ -146,7 +146,8 @@ def parser() -> argparse.ArgumentParser:
     add("models", "List the embedding models that were trained on a store, and what they were judged.")
     merge = add(
         "merge",
-        "Merge the topics of several stores into one, without their documents. Order and grouping of the inputs change nothing.",
+        "Merge the topics of several stores into one, without their documents unless asked for. Order and grouping of the inputs change "
+        "nothing.",
         store="the store to write; made if there is none",
     )
     merge.add_argument(
@@ -161,6 +162,10 @@ def parser() -> argparse.ArgumentParser:
     merge.add_argument(
         "--match", choices=["embeddings", "terms"], default="embeddings", help="compare topics by vectors (default), or by words"
     )
+    merge.add_argument(
+        "--documents", action="store_true", help="copy the documents of the inputs that hold any, each into the merged topic of its own"
+    )
+    merge.add_argument("--quiet", action="store_true", help="warnings and errors only")
 
     export = add(
         "export",

@@ -340,7 +340,7 @@ def _merge(options: argparse.Namespace) -> int:
             similarity = float(similarity)
         except ValueError:
             raise RequestError(f"--similarity must be auto or a number between 0 and 1. Got {similarity!r} instead.") from None
-    found = merge(options.inputs, options.store, similarity=similarity, match=options.match)
+    found = merge(options.inputs, options.store, similarity=similarity, match=options.match, documents=options.documents, ui=_ui(options))
     print(json.dumps(found, indent=2, ensure_ascii=False) if options.json else describe(found))
     return DONE
 

@@ -17,6 +17,7 @@ from jobs.progress import Ui
 from jobs.stages import add, embed, ingest, publish
 from jobs.update import check
 from ray_actors.parts import read_partition, to_list_array, to_matrix
+from ray_actors.refine import SHOWN_CHARS
 from topicscale import labels as naming
 from topicscale.cluster import local_statistics
 from topicscale.config import Config, fingerprint
@@ -152,7 +153,7 @@ def _remove(job: Job, reader: Store, base: Snapshot, gone: pa.Table, ids: list[s
         classes=int((left.counts > 0).sum()),
         txn={"topic_terms": (unit_id("terms"), next_version(job.store.unit_version("topic_terms", "terms"), fp))},
     )
-    texts = {text[: publish.SHOWN_CHARS] for text in gone["text"].to_pylist()}
+    texts = {text[:SHOWN_CHARS] for text in gone["text"].to_pylist()}
     _write_topics(job, base, fp, before, left, removed, texts)
     _write_lineage(job, base, fp, set(partitions), lineage)
     _write_trends(job, base, fp, trends)

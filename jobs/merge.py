@@ -1,4 +1,4 @@
-"""``topicscale merge``: the topics of many stores in one, without their documents."""
+"""``topicscale merge``: the topics of many stores in one, without their documents unless they are asked for."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs import gather
+from jobs.progress import Ui
 from topicscale import federate, labels
-from topicscale.cluster import unit
+from topicscale.cluster import Float32, unit
 from topicscale.config import Config, InputConfig, TermsConfig
 from topicscale.errors import RequestError, StoreError
 from topicscale.leaf_terms import summed
+from topicscale.sites import is_merged
 from topicscale.store import Snapshot, Store, says
-from topicscale.tables import OUTLIER, TABLES
+from topicscale.tables import LOGS, OUTLIER, TABLES
 from topicscale.terms import name, top_terms
 
 Match = Literal["embeddings", "terms"]
@@ -43,11 +46,13 @@ def merge(
     *,
     similarity: float | Literal["auto"] = "auto",
     match: Match = "embeddings",
+    documents: bool = False,
+    ui: Ui | None = None,
 ) -> dict[str, Any]:
     """Merge the topics of stores into another and return what became of each one's.
 
-    The inputs' ``site_topics`` and ``pilots`` are all that is read of them. The result is a function of the set of their
-    leaves: order, grouping (a merge of merges) and repetition change nothing, topic ids included.
+    The inputs' ``site_topics`` and ``pilots`` are all that is read of them, unless documents are asked for. The result is a
+    function of the set of their leaves: order, grouping (a merge of merges) and repetition change nothing, topic ids included.
 
     Parameters
     ----------
@@ -60,11 +65,15 @@ def merge(
         on their own documents.
     match : {"embeddings", "terms"}
         What topics are compared by.
+    documents : bool, default=False
+        Copy the documents of the inputs that hold any, with their vectors and topics: see :mod:`jobs.gather`. Where these have
+        changed, earlier generations go, so that what a site has removed is gone here after the next merge.
 
     Raises
     ------
     RequestError
-        Stores of different embedding models or term settings, or fewer than one input.
+        Stores of different embedding models or term settings, or fewer than one input. With documents: sites of one name, or
+        an input that is itself a merge with documents.
     StoreError
         An input is no store or holds no finished run; the output holds something else than a merge.
     """
@@ -89,7 +98,8 @@ def merge(
     federation = federate.federate(union, height=height, similarity=threshold, match=match)
     target = _target(store, opened)
     terms = _terms_config(opened)
-    fp = federate.fingerprint(union, similarity, match, repr(terms))
+    copied = gather.sources([(i.name, i.store, i.snapshot) for i in opened], federation) if documents else []
+    fp = federate.fingerprint(union, similarity, match, repr(terms), *gather.fingerprint_of(copied))
     with target.lock("merge"):
         last = target.snapshots()
         nothing = bool(last) and says(target.unit_version("generations", "generation"), fp)
@@ -97,7 +107,7 @@ def merge(
         if not nothing:
             given, gone = labels.carried(target, federation.merged.keys)
             federation = federate.renamed(federation, given)
-            _write(target, federation, fp, given, terms=terms, spaces=union.spaces, match=match)
+            _write(target, federation, fp, given, terms=terms, spaces=union.spaces, copied=copied, ui=ui or Ui("quiet"))
         conflicts, sites = federate.labels(federation)[1], federate.by_site(federation)
         summary = {
             "documents": int(sum(union.rows["size"].to_pylist())),
@@ -119,10 +129,14 @@ def merge(
                 }
                 for e in sites
             ],
+            "copied": gather.counted(target, copied),
             "merged": True,
         }
         configuration = _configuration(opened, union.spaces).to_dict()
-        snapshot = target.publish(configuration=configuration, summary=summary, unit_fingerprint=fp)
+        without = LOGS if copied else (*LOGS, *gather.MADE)
+        versions = {table: version for table in TABLES if table not in without and (version := target.version(table)) is not None}
+        snapshot = target.publish(configuration=configuration, summary=summary, versions=versions, unit_fingerprint=fp)
+        gather.erase(target)
         target.pin(snapshot.generation)
     return {
         "store": target.uri,
@@ -154,6 +168,11 @@ def describe(found: Mapping[str, Any]) -> str:
             else "Some term counts were reconstructed from weights"
         )
         lines.append(f"{what}: sizes and vectors add up exactly, term counts do not.")
+    if found["copied"]:
+        lines.append(
+            f"Copied {found['copied']['documents']:,} documents of {found['copied']['sites']:,} sites"
+            + ("; other inputs hold none" if found["copied"]["sites"] < len(found["by_site"]) else "")
+        )
     for entry in found["by_site"]:
         shared, alone = entry["shared"], entry["only_here"]
         lines.append(
@@ -197,7 +216,9 @@ def _target(uri: str | Path, opened: Sequence[Input]) -> Store:
     if any(target.uri == source.store.uri for source in opened):
         raise RequestError(f"--store must be another store than the inputs. Got {target.uri!r} instead.")
     snapshots = target.snapshots()
-    if target.has("documents") or (snapshots and not snapshots[-1].summary.get("merged")):
+    # a merge that was killed before it published has written these before any document
+    begun = target.unit_version("site_topics", "merge") is not None
+    if not (is_merged(snapshots[-1]) if snapshots else begun or not target.has("documents")):
         raise StoreError(f"The store {target.uri!r} holds a run of its own. Name a new folder for the merge.")
     return target
 
@@ -229,7 +250,8 @@ def _write(
     *,
     terms: TermsConfig,
     spaces: Mapping[str, str],
-    match: Match,
+    copied: Sequence[gather.Source],
+    ui: Ui,
 ) -> None:
     rows = found.union.rows
     target.create_table("topic_terms")
@@ -244,32 +266,54 @@ def _write(
     words = {topic: [term for term, _ in best] for topic, best in top_terms(weighted.to_batches(), terms.top_n_words).items()}
     names, conflicts = federate.labels(found)
     names |= given  # the outliers' too
-    put("topics", _topics(found, words, names, one_space=len(spaces) == 1))
+    centres = _centres(found, one_space=len(spaces) == 1)
+    if copied:
+        gather.copy(target, copied, centres[1:], fp=fp, ui=ui)
+        shown = gather.representatives(target, found.merged.number)
+        gather.place(target, fp=fp)
+    else:
+        gather.clear(target)
+        shown = [[]] * found.merged.number
+    put("topics", _topics(found, words, names, centres, shown))
     put("topic_lineage", _lineage(found))
     put("topic_labels", _labels(found, words, names, conflicts, given))
 
 
-def _topics(found: federate.Federation, words: Mapping[int, list[str]], names: Mapping[int, str], *, one_space: bool) -> pa.Table:
-    rows = found.union.rows
-    sizes = rows["size"].to_numpy()
+def _centres(found: federate.Federation, *, one_space: bool) -> Float32:
+    """Return each topic's mean direction, the outliers' first: float32 (topics + 1, d), with d = 0 where there are more spaces than one."""
+    if not one_space:
+        return np.zeros((found.merged.number + 1, 0), np.float32)
+    vectors = federate.vector_sums(found.union.rows)
+    sums = np.zeros((found.merged.number + 1, vectors.shape[1]))
+    np.add.at(sums, found.topics + 1, vectors)
+    return unit(sums).astype(np.float32)
+
+
+def _topics(
+    found: federate.Federation,
+    words: Mapping[int, list[str]],
+    names: Mapping[int, str],
+    centres: Float32,
+    shown: Sequence[list[str]],
+) -> pa.Table:
+    sizes = found.union.rows["size"].to_numpy()
     described = []
     for topic in range(OUTLIER, found.merged.number):
         members = np.flatnonzero(found.topics == topic)
         if len(members) == 0:
             continue
-        centre = unit(federate.vector_sums(rows.take(members)).sum(axis=0, keepdims=True))[0] if one_space else np.zeros(0)
         described.append(
             {
                 "topic_id": topic,
                 "topic_key": "" if topic == OUTLIER else found.merged.keys[topic],
                 "kind": "outliers" if topic == OUTLIER else "found",
                 "size": int(sizes[members].sum()),
-                "reference_vector": centre.astype(np.float32).tolist(),
+                "reference_vector": centres[topic + 1].tolist(),
                 "cutoff": None if topic == OUTLIER else -2.0,
                 "parent_id": None,
                 "label": names.get(topic) or name(topic, words.get(topic, [])),
                 "keywords": words.get(topic, []),
-                "representative_docs": [],
+                "representative_docs": [] if topic == OUTLIER else shown[topic],
             }
         )
     return pa.Table.from_pylist(described, schema=TABLES["topics"].schema)

@@ -18,6 +18,7 @@ from topicscale import cluster as clustering
 from topicscale import inputs, models, registry, storage
 from topicscale.config import Config
 from topicscale.errors import JobFailed, StoreError
+from topicscale.sites import is_merged
 from topicscale.store import Snapshot, Store, is_store, says
 
 
@@ -93,8 +94,8 @@ def run(config: Config, store: str, *, ui: Ui | None = None) -> Result:
         config = registry.located(config, Store(store))
     plan = validate(config, store)
     target = Store(store, create=True)
-    if (held := target.snapshots()) and "documents" not in held[-1].versions:
-        raise StoreError(f"The store {target.uri!r} holds topics that came without documents (a merge, an import). Name a new folder.")
+    if (held := target.snapshots()) and (is_merged(held[-1]) or "documents" not in held[-1].versions):
+        raise StoreError(f"The store {target.uri!r} holds topics that came from elsewhere (a merge, an import). Name a new folder.")
     return _run(config, target, plan, ui=ui or Ui(), fitted_batches=0)
 
 

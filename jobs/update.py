@@ -18,6 +18,7 @@ from jobs.stages import add, cluster, embed, ingest, refine, represent, zeroshot
 from topicscale import registry
 from topicscale.config import Config, load
 from topicscale.errors import JobFailed, RequestError, StoreError
+from topicscale.sites import is_merged
 from topicscale.store import Snapshot, Store
 from topicscale.tables import TABLES
 
@@ -90,10 +91,9 @@ def refit(store: str | Path, *, overrides: Sequence[str] = (), ui: Ui | None = N
 def check(target: Store) -> None:
     """Raise StoreError when documents cannot be added to or taken from a store."""
     snapshot = target.pin()
-    if snapshot.summary.get("merged") or not target.has("documents"):
-        raise StoreError(
-            f"The store {target.uri!r} holds merged topics and no documents. Change the sites' own stores, then merge them again."
-        )
+    if is_merged(snapshot) or "documents" not in snapshot.versions:
+        what = "the sites' documents" if "documents" in snapshot.versions else "no documents"
+        raise StoreError(f"The store {target.uri!r} holds merged topics and {what}. Change the sites' own stores, then merge them again.")
 
 
 def _batch(job: Job, base: Snapshot, batches: list[dict[str, Any]], number: int, plan: Any, fp: str) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from topicscale.store import write_part
 
 Nearest = tuple[float, str, str, str]
 """A topic's candidate document: (-probability, doc_id, text_hash, partition_id)."""
+SHOWN_CHARS = 500
+"""Characters of a representative document that ``topics`` keeps."""
 
 
 def count(vectors: npt.NDArray[np.float32], references: npt.NDArray[np.float32], cutoffs: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
@@ -167,6 +169,15 @@ def nearest_in(assigned: pa.Table, hashes: pa.ChunkedArray, number: int, represe
             chosen.setdefault(text, (-float(probabilities[row]), assigned["doc_id"][int(row)].as_py(), text, partition_id))
         found.append(list(chosen.values()))
     return found
+
+
+def by_partition(nearest: Iterable[list[Nearest]]) -> list[tuple[str, list[str]]]:
+    """Return the ids of documents by the partition that holds them, sorted by partition."""
+    found: dict[str, list[str]] = {}
+    for candidates in nearest:
+        for _, doc_id, _, partition_id in candidates:
+            found.setdefault(partition_id, []).append(doc_id)
+    return sorted(found.items())
 
 
 def vectors(*, store_uri: str, partition_id: str, embeddings_version: int, doc_ids: list[str]) -> dict[str, npt.NDArray[np.float32]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +38,30 @@ def sample(
         return rows["doc_id"].to_pylist(), vectors
     left = rest(vectors, names, min_similarity)
     return rows["doc_id"].take(pa.array(left)).to_pylist(), vectors[left]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some documents, sorted by id."""
+
+    doc_ids: list[str]
+    partition_ids: list[str]
+    vectors: npt.NDArray[np.float32]
+
+
+def collect(found: Iterable[tuple[str, tuple[list[str], npt.NDArray[np.float32]]]], size: int) -> Sample:
+    """Return at most ``size`` of the documents that :func:`sample` found in partitions, given with each partition's id."""
+    ids: list[str] = []
+    owners: list[str] = []
+    parts: list[npt.NDArray[np.float32]] = []
+    for pid, (chosen, vectors) in found:
+        ids.extend(chosen)
+        owners.extend([pid] * len(chosen))
+        if len(chosen):
+            parts.append(vectors)
+    matrix = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
+    order = sorted(range(len(ids)), key=ids.__getitem__)[:size]
+    return Sample([ids[i] for i in order], [owners[i] for i in order], matrix[order] if order else matrix)
 
 
 def _position(doc_id: str) -> int:

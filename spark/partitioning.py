@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -13,6 +12,7 @@ from pyspark.sql import functions as F
 
 from topicscale.config import PartitionConfig
 from topicscale.errors import InputError
+from topicscale.tables import slug
 
 MAX_VALUES = 10_000
 """Values that ``partition.column`` may have."""
@@ -63,13 +63,12 @@ def by_column(config: PartitionConfig, *, counts: Mapping[str | None, int], char
     The name of the column, which the user wrote, makes the slug; values, which the data holds, are only hashed.
     """
     assert config.column is not None
-    slug = re.sub(r"[^a-z0-9]+", "-", config.column.lower()).strip("-")[:20] or "column"
     large = {
         short_hash(value): config.pieces(rows, characters[value])
         for value, rows in counts.items()
         if rows > 2 * config.target_documents or characters[value] > 2 * config.target_characters
     }
-    return Partitioner(0, slug, large)
+    return Partitioner(0, slug(config.column) or "column", large)
 
 
 def check_values(values: int, column: str) -> None:

@@ -524,8 +524,9 @@ class TopicModel:
         store: str | Path | None = None,
         similarity: float | Literal["auto"] = "auto",
         match: Literal["embeddings", "terms"] = "embeddings",
+        documents: bool = False,
     ) -> TopicModel:
-        """Return a model of the topics of several stores, without their documents. Their order changes nothing.
+        """Return a model of the topics of several stores. Their order changes nothing.
 
         What ``topicscale merge`` does: every input is read at its store's newest generation.
 
@@ -541,6 +542,8 @@ class TopicModel:
         match : {"embeddings", "terms"}, default="embeddings"
             What topics are compared by. Models of different embedding models can only be matched by their terms, and the
             merged model then has no vectors to transform documents with.
+        documents : bool, default=False
+            Copy the stores' documents, too, each with the merged topic of its own; without, a merged model has none.
 
         Raises
         ------
@@ -558,7 +561,7 @@ class TopicModel:
             found.append(path if name is None else (name, path))
         folder = None if store is not None else tempfile.TemporaryDirectory(prefix="topicscale-")
         merged = folder.name if folder is not None else str(store)
-        merge(found, merged, similarity=similarity, match=match)
+        merge(found, merged, similarity=similarity, match=match, documents=documents)
         result = cls.load(merged)
         if folder is not None:
             weakref.finalize(result, folder.cleanup)

@@ -231,7 +231,7 @@ def own_leaves(source: Store) -> pa.Table:
         raise RequestError(f"The store {source.uri!r} holds no topics, so nothing may leave.")
     if any(leaves["site_id"].to_pylist()) or not source.has("documents"):
         raise RequestError(
-            f"Only the topics of a store's own documents can be exported. {source.uri!r} holds topics that came without documents "
+            f"Only the topics of a store's own documents can be exported. {source.uri!r} holds topics that came from elsewhere "
             "(a merge, an export or an import). Export where the documents are."
         )
     return leaves

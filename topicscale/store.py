@@ -364,7 +364,7 @@ class Store:
         handle.create_write_transaction(
             adds,  # type: ignore[arg-type]
             mode="overwrite",
-            schema=TABLES[name].schema,
+            schema=handle.schema(),
             partition_by=[PARTITION],
             partition_filters=[(PARTITION, "in", sorted({write.partition_id for write in writes}))],
             commit_properties=CommitProperties(app_transactions=transactions),
@@ -412,9 +412,15 @@ class Store:
         write_deltalake(handle, rows.cast(TABLES[name].schema), mode="overwrite", commit_properties=properties)
         return self.table(name).version()
 
-    def create_table(self, name: str) -> None:
-        """Make a table where there is none yet: one that Spark writes elsewhere, or that an older store lacks."""
-        self._make(name, TABLES[name].schema)
+    def create_table(self, name: str, *, schema: pa.Schema | None = None) -> None:
+        """Make a table where there is none yet: one that Spark writes elsewhere, or that an older store lacks.
+
+        Parameters
+        ----------
+        schema : Schema, optional
+            Where it has columns beside those of the contract.
+        """
+        self._make(name, schema or TABLES[name].schema, [PARTITION] if TABLES[name].partitioned else None)
 
     def append(self, name: str, rows: pa.Table) -> None:
         """Append to a log table (``runs``, ``answers``)."""
@@ -625,7 +631,7 @@ def exclusive(path: Path, run_id: str, what: str) -> Iterator[None]:
         handle.close()
 
 
-def write_part(store_uri: str, name: str, partition_id: str, rows: pa.Table) -> tuple[PartFile, ...]:
+def write_part(store_uri: str, name: str, partition_id: str, rows: pa.Table, *, schema: pa.Schema | None = None) -> tuple[PartFile, ...]:
     """Write one partition's rows as a data file, to be committed by the driver.
 
     Runs on workers. Nothing sees the file until :meth:`Store.commit`; one that is never committed is an orphan that
@@ -635,6 +641,8 @@ def write_part(store_uri: str, name: str, partition_id: str, rows: pa.Table) -> 
     ----------
     rows : pyarrow.Table
         Columns of the table's schema; ``partition_id`` itself is left out of the file, as Delta has it.
+    schema : Schema, optional
+        Where the table has columns beside those of the contract.
 
     Returns
     -------
@@ -643,7 +651,7 @@ def write_part(store_uri: str, name: str, partition_id: str, rows: pa.Table) -> 
     """
     if rows.num_rows == 0:
         return ()
-    schema = pa.schema([f for f in TABLES[name].schema if f.name != PARTITION])
+    schema = pa.schema([f for f in schema or TABLES[name].schema if f.name != PARTITION])
     relative = f"{PARTITION}={partition_id}/part-{uuid.uuid4().hex}.parquet"
     files = Folder(store_uri)
     # vectors do not compress; a dictionary over them costs time and gains nothing

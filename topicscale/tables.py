@@ -3,11 +3,12 @@
 All tables live under one store URI, a folder each. Tables with a row per document are Delta-partitioned by
 ``partition_id`` (a slug and a short hash, never raw user text). A table has one writer engine, also locally, because
 two engines' commits on one table would have to agree on more than the Delta protocol promises: Spark writes what is
-counted in the JVM, delta-rs what the Ray side and the driver make.
+counted in the JVM, delta-rs what the Ray side and the driver make, and all of a store that was merged from others.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +21,11 @@ OUTLIER = -1
 """The topic id of documents that belong to no topic."""
 
 PARTITION = "partition_id"
+
+
+def slug(name: str) -> str:
+    """Return what a partition's id begins with for a name that a person gave; empty if the name has nothing to show."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:20]
 
 
 def batch_suffix(batch: int) -> str:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from jobs.job import Job, Partition
 from jobs.stages import zeroshot
 from jobs.stages.zeroshot import Names
 from ray_actors.pool import Unit
+from ray_actors.sample import Sample, collect
 from topicscale.calibrate import SAMPLE, Pilot
 from topicscale.cluster import local_min_cluster_size
 from topicscale.store import says
@@ -130,28 +128,9 @@ def calibrate(job: Job, partitions: list[Partition], embedded: dict[str, str], s
     return float(job.store.read("pilots")["height"][0].as_py())
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Some documents, sorted by id."""
-
-    doc_ids: list[str]
-    partition_ids: list[str]
-    vectors: npt.NDArray[np.float32]
-
-
 def sample(job: Job, partitions: list[str], documents: int, size: int, names: Names | None = None) -> Sample:
     """Return at most ``size`` of so many documents, chosen by a hash of their ids; with ``names``, of those that none takes."""
     given = {"store_uri": job.store.uri, "embeddings_version": job.store.table("embeddings").version(), "share": size / max(documents, 1)}
     beside = names.arguments if names is not None else {}
     units = [Unit(pid, {"partition_id": pid, **given, **beside}) for pid in partitions]
-    ids: list[str] = []
-    owners: list[str] = []
-    parts: list[npt.NDArray[np.float32]] = []
-    for pid, (found, vectors) in job.each("sample", units, stage="sample"):
-        ids.extend(found)
-        owners.extend([pid] * len(found))
-        if len(found):
-            parts.append(vectors)
-    matrix = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
-    order = sorted(range(len(ids)), key=ids.__getitem__)[:size]
-    return Sample([ids[i] for i in order], [owners[i] for i in order], matrix[order] if order else matrix)
+    return collect(job.each("sample", units, stage="sample"), size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from jobs.stages.cluster import sample
 from jobs.stages.refine import Topics, merge, read_local
 from ray_actors.parts import to_list_array
 from ray_actors.pool import Unit
-from ray_actors.refine import Nearest, nearer
+from ray_actors.refine import SHOWN_CHARS, Nearest, by_partition, nearer
 from topicscale import labels
 from topicscale.cluster import unit
 from topicscale.leaf_terms import term_maps, vocabulary
@@ -26,8 +26,6 @@ from topicscale.store import next_version, says, unit_id
 from topicscale.tables import OUTLIER, TABLES
 from topicscale.terms import name, top_terms
 
-SHOWN_CHARS = 500
-"""Characters of a representative document that ``topics`` keeps."""
 _TABLES = ("topics", "topic_lineage", "topic_labels", "site_topics")
 
 
@@ -150,15 +148,6 @@ def summarise(job: Job, number: int, partitions: list[str], rows: Mapping[str, i
             bar.advance(sum(rows[pid] for pid in groups[key]))
     assert total is not None
     return total, nearest
-
-
-def by_partition(nearest: Iterable[list[Nearest]]) -> list[tuple[str, list[str]]]:
-    """Return the ids of documents by the partition that holds them, sorted by partition."""
-    found: dict[str, list[str]] = {}
-    for candidates in nearest:
-        for _, doc_id, _, partition_id in candidates:
-            found.setdefault(partition_id, []).append(doc_id)
-    return sorted(found.items())
 
 
 def read_texts(job: Job, nearest: list[list[Nearest]]) -> dict[str, str]:

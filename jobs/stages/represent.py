@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from jobs.job import Job
-from jobs.stages import asking, naming, publish
+from jobs.stages import asking, naming
 from ray_actors.pool import Unit
-from ray_actors.refine import Nearest, nearer
+from ray_actors.refine import Nearest, by_partition, nearer
 from topicscale import labels
 from topicscale.config import Config
 from topicscale.errors import RequestError
@@ -229,7 +229,7 @@ def _documents(job: Job, base: Snapshot, topics: list[int]) -> tuple[dict[str, s
     best: list[list[Nearest]] = [[] for _ in topics]
     for _, found in job.each("nearest", units, stage="represent"):
         best = nearer(best, [found[topic] for topic in topics], wanted)
-    of = publish.by_partition(best)
+    of = by_partition(best)
     # the driver holds them for all topics at once
     longest = min(LONGEST, (job.config.llm.doc_length or LONGEST) * CHARACTERS)
     read = {"store_uri": store, "documents_version": versions["documents"], "columns": ["text"], "characters": longest}

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from jobs import cli
-from jobs.progress import Ui
 from jobs.run import run
 from spark import jars
 from tests import corpus
@@ -33,17 +32,13 @@ STORE = f"s3://{BUCKET}/stores/one"
 INPUT = f"s3://{BUCKET}/in/corpus.csv"
 
 
-SETTINGS = {
-    "input": {"id_column": "id"},
-    "partition": {"number": 3},
-    "topics": {"min_size": 5},
-    "embedding": {"batch_tokens": 256},
-}
+def arguments(source: str, store: str) -> list[str]:
+    basic = ["--id-column", "id", "--partitions", "3", "--min-topic-size", "5", "--set", "embedding.batch_tokens=256"]
+    return ["--input", source, "--store", store, "--json", *basic]
 
 
 def command(source: str, store: str, *options: str) -> list[str]:
-    basic = [part for section, keys in SETTINGS.items() for key, value in keys.items() for part in ("--set", f"{section}.{key}={value}")]
-    return [sys.executable, "-m", "jobs.run", "--input", source, "--store", store, "--json", *basic, *options]
+    return [sys.executable, "-m", "jobs.run", *arguments(source, store), *options]
 
 
 def start(options: list[str], log: Path) -> subprocess.Popen[bytes]:
@@ -71,7 +66,7 @@ def local(tmp_path_factory, spark, ray_layout) -> dict[str, list[str]]:
     """The tables of an undisturbed run into a local store."""
     folder = tmp_path_factory.mktemp("local")
     source = corpus.write_csv(folder / "corpus.csv", corpus.rows(each=30))
-    run(load(values={**SETTINGS, "input": {"paths": [str(source)], "id_column": "id"}}), str(folder / "store"), ui=Ui("quiet"))
+    assert cli.main(["run", *arguments(str(source), str(folder / "store"))]) == 0
     return contents(str(folder / "store"))
 
 
@@ -159,8 +154,9 @@ def test_every_command_reads_it(disturbed, endpoint, tmp_path, capsys) -> None:
         answer("export", "--store", STORE, "--topics-only", "--min-document-frequency", "2", "--output", str(tmp_path / "out"))["export"]
         == 1
     )
-    merged = answer("merge", "--inputs", STORE, f"other={tmp_path / 'out'}", "--store", f"s3://{BUCKET}/stores/merged")
+    merged = answer("merge", "--inputs", STORE, f"other={tmp_path / 'out'}", "--store", f"s3://{BUCKET}/stores/merged", "--documents")
     assert merged["store"] == f"s3://{BUCKET}/stores/merged"
+    assert merged["copied"] == {"documents": merged["documents"], "sites": 1}, "the export of the same site tells less than its store"
     assert answer("diff", "--from", STORE, "--to", f"{STORE}@1")["changed"] is False
     assert answer("models", "--store", STORE)["models"] == []
     assert cli.main(["finetune", "--recipe", "crop", "--store", STORE, "--output", "mine", *how]) == 2

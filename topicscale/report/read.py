@@ -72,7 +72,8 @@ def load(
     topic_of: dict[str, int] = {}
     _read_assignments(store, places, shares, topic_of)
     aspects = _aspects(store) if "topic_labels" in held else {}
-    merged = _merged(store) if "topic_lineage" in held else {}
+    local = _local_topics(store) if "topic_lineage" in held else {}
+    leaves = sites.leaves(cast(Store, store)) if sites.is_merged(snapshot) else []
     names = _partition_names(store) if "partitions" in held else {}
     shown = [doc for doc in places if doc in topic_of]
     refused, refused_examples = _quarantine(store) if "quarantine" in held else ({}, [])
@@ -89,7 +90,7 @@ def load(
                 # a store may hold the documents' ids or their texts
                 examples=tuple(texts.get(str(doc), str(doc)) for doc in (row["representative_docs"] or [])[:EXAMPLES]),
                 aspects=aspects.get(row["topic_id"], {}),
-                local_topics=merged.get(row["topic_id"]),
+                local_topics=local.get(row["topic_id"]),
             )
             for row in rows
         ],
@@ -109,6 +110,8 @@ def load(
         configuration=yaml.safe_dump(dict(snapshot.configuration), sort_keys=False, allow_unicode=True) if snapshot.configuration else "",
         timings=_timings(store) if store.has("runs") else [],
         evaluation=_measures(evaluation or {}),
+        sites=sites.by_site(leaves),
+        conflicts=sites.conflicts(leaves, {row["topic_id"]: row["label"] or "" for row in rows}),
     )
 
 
@@ -219,7 +222,7 @@ def _aspects(store: Reader) -> dict[int, dict[str, Aspect]]:
     return result
 
 
-def _merged(store: Reader) -> dict[int, int]:
+def _local_topics(store: Reader) -> dict[int, int]:
     """Return the number of local topics that each topic was merged from."""
     table = store.read("topic_lineage", ("topic_id", "local_topic"))
     return dict(Counter(table.filter(pc.greater_equal(table.column("local_topic"), 0)).column("topic_id").to_pylist()))

@@ -32,9 +32,9 @@ def sites(data: ReportData, hue: Mapping[int, int]) -> str:
     parts = [_site(site, names, holders, topics, hue, unfolded=unfolded) for site in data.sites[:MAX_SITES]]
     rest = len(data.sites) - MAX_SITES
     more = f'<p class="note">{count(rest, "further site")}: all are in the table topic_lineage.</p>' if rest > 0 else ""
+    none = "" if data.lineage else " None of the sites' documents are here."
     return f"""<section id="sites" class="broad"><h2>What each site brought</h2>
-  <p>A site's topic has the similarity of its own centre to that of the merged topic. None of the
-  sites' documents are here.</p>
+  <p>A site's topic has the similarity of its own centre to that of the merged topic.{none}</p>
   {"".join(parts)}{more}</section>"""
 
 
