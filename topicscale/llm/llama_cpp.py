@@ -9,8 +9,7 @@ from topicscale.config import LlmConfig
 from topicscale.errors import MissingDependency, ModelError
 from topicscale.llm.backend import Answer, Ask
 from topicscale.llm.models import CONTEXT, resolve
-from topicscale.llm.prompts import fit, load, render
-from topicscale.terms import words
+from topicscale.llm.prompts import load, prompt
 
 
 class LlamaCpp:
@@ -49,29 +48,41 @@ class LlamaCpp:
         """Return an answer for each, in order."""
         return [self._answer(ask) for ask in asks]
 
+    def prompt(self, ask: Ask) -> str:
+        """Return the text that the model reads, up to where its answer begins.
+
+        Raises
+        ------
+        ModelError
+            It does not fit the model's context, however much is left out.
+        """
+        count = lambda text: len(self._tokenizer.encode(text))  # noqa: E731
+        return prompt(ask, self._template, self._config.template, self._tokenizer, count=count, limit=self._limit)
+
     def _answer(self, ask: Ask) -> Answer:
         try:
-            text, _ = fit(
-                ask,
-                self._template,
-                render=lambda messages: render(messages, self._config.template, self._tokenizer),
-                count=lambda text: len(self._tokenizer.encode(text)),
-                limit=self._limit,
-                words=words,
-                tokenizer=self._tokenizer,
-            )
             # tokens, not text: given text, llama.cpp would put a second beginning-of-text before the template's own
+            tokens = self._tokenizer.encode(self.prompt(ask))
             found = self._model.create_completion(
-                self._tokenizer.encode(text),
+                tokens,
                 max_tokens=self._config.max_new_tokens,
                 temperature=self._config.temperature,
+                # as transformers does, whose defaults here are none of these
+                top_k=0,
+                top_p=1.0,
+                min_p=0.0,
                 repeat_penalty=self._config.repetition_penalty,
                 seed=self._config.seed,
+                stopping_criteria=lambda ids, _: self._first_line(ids[len(tokens) :]),
             )
         except (ModelError, ValueError, RuntimeError) as error:
             return Answer(None, str(error).splitlines()[0][:300])
         usage = found.get("usage", {})
         return Answer(found["choices"][0]["text"], None, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
+
+    def _first_line(self, written: Sequence[int]) -> bool:
+        """Return whether a line of text was written: nothing after it is used."""
+        return "\n" in self._tokenizer.decode([int(token) for token in written]).lstrip()
 
 
 class _Tokenizer:

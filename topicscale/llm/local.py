@@ -14,8 +14,7 @@ from topicscale.config import LlmConfig
 from topicscale.errors import ModelError
 from topicscale.llm.backend import Answer, Ask
 from topicscale.llm.models import CONTEXT, folder, quiet, resolve
-from topicscale.llm.prompts import Template, fit, load, render
-from topicscale.terms import words
+from topicscale.llm.prompts import Template, load, prompt
 
 
 class Local:
@@ -101,12 +100,8 @@ class Local:
             It does not fit the model's context, however much is left out.
         """
 
-        def rendered(messages: Any) -> str:
-            return render(messages, self._config.template, self._tokenizer)
-
         count = lambda text: len(self._tokens(text))  # noqa: E731
-        text, _ = fit(ask, self._template, rendered, count, self._limit, words=words, tokenizer=self._tokenizer)
-        return text
+        return prompt(ask, self._template, self._config.template, self._tokenizer, count=count, limit=self._limit)
 
     def _tokens(self, text: str) -> list[int]:
         # chat templates write the first token themselves

@@ -22,6 +22,7 @@ import regex
 from topicscale.config import LlmConfig
 from topicscale.errors import ConfigError, ModelError
 from topicscale.llm.backend import Ask
+from topicscale.terms import words
 
 Message = tuple[str, str]
 """(role, text); the role is system, user or assistant."""
@@ -267,6 +268,28 @@ def render(messages: Sequence[Message], template: str = "auto", tokenizer: Any =
         return _chat(_folded(messages, "{}\n\n"), tokenizer)
     except Exception as error:
         raise ModelError(_broken(error)) from error
+
+
+def prompt(ask: Ask, template: Template, form: str, tokenizer: Any, *, count: Callable[[str], int], limit: int) -> str:
+    """Return the text that a model in this process reads, up to where its answer begins.
+
+    Parameters
+    ----------
+    form : str
+        ``llm.template``.
+    tokenizer : object
+        The model's.
+    count : callable
+        (text) -> tokens
+    limit : int
+        Tokens, at most.
+
+    Raises
+    ------
+    ModelError
+        It does not fit, however much is left out.
+    """
+    return fit(ask, template, lambda messages: render(messages, form, tokenizer), count, limit, words=words, tokenizer=tokenizer)[0]
 
 
 def fit(

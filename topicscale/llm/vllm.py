@@ -9,8 +9,7 @@ from topicscale.config import LlmConfig
 from topicscale.errors import MissingDependency, ModelError
 from topicscale.llm.backend import Answer, Ask
 from topicscale.llm.models import CONTEXT, folder, resolve
-from topicscale.llm.prompts import fit, load, render
-from topicscale.terms import words
+from topicscale.llm.prompts import load, prompt
 
 
 class Vllm:
@@ -55,15 +54,9 @@ class Vllm:
         texts: dict[int, str] = {}
         for i, ask in enumerate(asks):
             try:
-                texts[i] = fit(
-                    ask,
-                    self._template,
-                    render=lambda messages: render(messages, self._config.template, self._tokenizer),
-                    count=lambda text: len(self._tokenizer.encode(text)),
-                    limit=CONTEXT - self._config.max_new_tokens,
-                    words=words,
-                    tokenizer=self._tokenizer,
-                )[0]
+                count = lambda text: len(self._tokenizer.encode(text))  # noqa: E731
+                limit = CONTEXT - self._config.max_new_tokens
+                texts[i] = prompt(ask, self._template, self._config.template, self._tokenizer, count=count, limit=limit)
             except ModelError as error:
                 answers[i] = Answer(None, str(error))
         if texts:
