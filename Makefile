@@ -5,6 +5,7 @@ PY := .venv/bin/python
 # pytest's own limit is per test (pyproject.toml); this one is for the whole run
 TEST_LIMIT ?= 80m
 TESTS ?= tests
+PYTEST = timeout --kill-after=30 $(TEST_LIMIT) $(PY) -m pytest < /dev/null $(TESTS) --durations=10
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow test-faults lint types check lock clean bench-setup bench-whole-job bench-memory bench-baselines bench-quality bench-embedding bench-merge bench-federation bench-updates bench-labels bench-finetune bench-partitions bench-cluster bench
@@ -20,14 +21,14 @@ demo: setup  ## the whole job on 20,000 docstrings of the installed packages: to
 
 test:  ## all tests but the long ones below
 	@PYTHON="$(PYTHON)" scripts/setup.sh tests s3
-	timeout --kill-after=30 $(TEST_LIMIT) $(PY) -m pytest $(TESTS) --durations=10 < /dev/null
+	$(PYTEST)
 
 test-slow:  ## what takes a minute or more, and is another form of what a shorter test holds
 	@PYTHON="$(PYTHON)" scripts/setup.sh tests s3
-	timeout --kill-after=30 $(TEST_LIMIT) $(PY) -m pytest $(TESTS) -m slow --durations=10 < /dev/null
+	$(PYTEST) -m slow
 
 test-faults: setup  ## kill the driver, the actors, Ray and Spark at many points, and compare the tables
-	timeout --kill-after=30 $(TEST_LIMIT) $(PY) -m pytest $(TESTS) -m faults < /dev/null
+	$(PYTEST) -m faults
 
 lint: setup  ## ruff: lint and format
 	$(PY) -m ruff check .

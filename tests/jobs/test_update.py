@@ -286,11 +286,11 @@ def points(*long: str) -> list:
 
 
 @pytest.fixture(scope="module")
-def halted(base, inputs, tmp_path_factory) -> Path:
-    """A store with a batch of which all but the end was written."""
+def halted(request, base, inputs, tmp_path_factory) -> Path:
+    """A store with an update that was killed at a point."""
     store = tmp_path_factory.mktemp("stores") / "halted"
     shutil.copytree(base, store)
-    kill(["update", "--input", str(inputs["sport"]), "--store", str(store)], store, LATE)
+    kill(["update", "--input", str(inputs["sport"]), "--store", str(store)], store, request.param)
     return store
 
 
@@ -314,14 +314,12 @@ def test_a_killed_forget_is_finished_by_the_next(when, base, tmp_path) -> None:
     assert not held & {row[0] for row in victims}
 
 
-@pytest.mark.parametrize("when", points("documents/_delta_log/*.json", "assignments/partition_id=*-b00001/*.parquet"))
-def test_a_killed_update_ends_with_the_same_tables(when, base, halted, inputs, tmp_path) -> None:
+@pytest.mark.parametrize("halted", points("documents/_delta_log/*.json", "assignments/partition_id=*-b00001/*.parquet"), indirect=True)
+def test_a_killed_update_ends_with_the_same_tables(halted, base, inputs, tmp_path) -> None:
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     shutil.copytree(base, calm)
+    shutil.copytree(halted, killed)
     update([str(inputs["sport"])], calm, ui=QUIET)
-    shutil.copytree(halted if when == LATE else base, killed)
-    if when != LATE:
-        kill(["update", "--input", str(inputs["sport"]), "--store", str(killed)], killed, when)
     assert Store(killed).pin().generation == 1, "nothing of an unfinished batch is seen"
     listed = tmp_path / "ids.txt"
     listed.write_text(SPORT[0][0])
@@ -336,6 +334,7 @@ def test_a_killed_update_ends_with_the_same_tables(when, base, halted, inputs, t
     assert contents(str(killed)) == contents(str(calm))
 
 
+@pytest.mark.parametrize("halted", [LATE], indirect=True)
 def test_another_update_takes_the_place_of_a_killed_one(halted, inputs, tmp_path) -> None:
     store = tmp_path / "store"
     shutil.copytree(halted, store)
