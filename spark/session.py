@@ -324,7 +324,10 @@ def _settings(
             "spark.sql.shuffle.partitions": "8",
             "spark.databricks.delta.snapshotPartitions": "2",
         }
-        java += ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"] if brief else ["-XX:+UseParallelGC"]
+        # the parallel collector grows its heap to the limit and keeps it, beside the embedding; held to what is used, it takes
+        # half the memory in the same time (100,000 documents: 0.7 in place of 1.3 GiB)
+        parallel = ["-XX:+UseParallelGC", "-XX:MinHeapFreeRatio=10", "-XX:MaxHeapFreeRatio=30"]
+        java += ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"] if brief else parallel
         classes = archive(jars)
         if record_classes:
             java += [f"-XX:ArchiveClassesAtExit={classes}"]

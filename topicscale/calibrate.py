@@ -1,18 +1,19 @@
 """Find the granularity at which partitions' topics should be merged, from a sample of documents.
 
-The sample is clustered whole, several times, and again in parts. The parts' topics are merged at many heights and refined;
-for each whole fit there is a height at which the result agrees best with it (adjusted mutual information, Vinh et al.
-2010), and the median of these is the finding. A height is a fraction-of-mass measure, so it holds for other numbers of
-documents and partitions too, where a number of topics would not.
+The sample is clustered whole, several times, and again in parts. The parts' topics are merged at many heights and refined,
+and the finding is the height at which the result agrees best with the whole fits (adjusted mutual information, Vinh et al.
+2010, the mean over the fits). A height is a fraction-of-mass measure, so it holds for other numbers of documents and
+partitions too, where a number of topics would not.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
+import statistics
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import TypeVar
 
 import numpy as np
@@ -27,9 +28,11 @@ T = TypeVar("T")
 SAMPLE = 8_000
 """Documents of a pilot, at most."""
 FITS = 5
-"""Whole fits, at most: with another seed, or vectors rounded otherwise, EVoC finds 35 to 104 topics in the 7,600 articles of AG News."""
-ALIKE = 1.25
-"""Three fits are enough where the numbers of merged topics that agree best with each are within this factor."""
+"""Whole fits: with another seed, or vectors rounded otherwise, EVoC finds 35 to 104 topics in the 7,600 articles of AG News.
+
+Agreement with one fit goes up and down by .01 from one number of merged topics to the next, which is as much as it falls
+over a factor of 1.5 about its peak; the mean over five is smoother, where the peaks of each, or their median, are not.
+"""
 TOLERANCE = 0.01
 """Agreements within this fraction of the best count as equal."""
 MIN_PARTS = 4
@@ -51,7 +54,7 @@ class Pilot:
     height: float
     """Where to cut the tree of merged leaves."""
     agreement: float
-    """Adjusted mutual information with the whole fit that the height is of, 0 to 1."""
+    """Adjusted mutual information with the whole fits, their mean, 0 to 1."""
     documents: int
     topics: int
     """Topics of a whole fit of the sample, the median of all."""
@@ -105,7 +108,6 @@ def pilot(
     leaves, _ = Leaves.of(np.concatenate([s for s, _ in found]), np.concatenate([v for _, v in found]))
     hierarchy = tree(leaves) if len(leaves) > 1 else None
 
-    @cache
     def cut(number: int) -> Int32:
         assert hierarchy is not None
         merged = collect(leaves, hierarchy.cut(number=number))
@@ -113,37 +115,46 @@ def pilot(
         return refinement.nearest(vectors, moved)[0]
 
     fits: list[Clustering] = []
-    chosen: list[tuple[int, float]] = []
     for seed in range(config.seed, config.seed + FITS):
         fit = cluster(vectors, replace(config, seed=seed), min_cluster_size=smallest, threads=threads)
         if len(fits) == 1 and np.array_equal(fit.labels, fits[0].labels):
             break  # a seed changes nothing
         fits.append(fit)
-        if fit.number and hierarchy is not None:
-            whole = _finish(vectors, _sums(fit.labels, vectors), smallest, rounds)
-            chosen.append(_best(whole, cut, around=fit.number, most=len(leaves)))
-        if len(chosen) >= 3 and max(chosen)[0] <= ALIKE * min(chosen)[0]:
-            break
     topics, noise = _median([fit.number for fit in fits]), _median([float((fit.labels < 0).mean()) for fit in fits])
-    if hierarchy is None or not chosen:
+    wholes = [_finish(vectors, _sums(fit.labels, vectors), smallest, rounds) for fit in fits if fit.number]
+    if hierarchy is None or not wholes:
         return Pilot(0.0, 0.0, n, topics, noise)
-    number, agreement = _median(chosen)
-    return Pilot(_between(hierarchy.heights, len(leaves) - number), agreement, n, topics, noise)
+
+    def agreement(number: int) -> float:
+        labels = cut(number)
+        return statistics.fmean(float(adjusted_mutual_info_score(whole, labels)) for whole in wholes)
+
+    number, best = _best(agreement, around=topics, most=len(leaves))
+    return Pilot(_between(hierarchy.heights, len(leaves) - number), best, n, topics, noise)
 
 
-def _best(whole: Int32, cut: Callable[[int], Int32], *, around: int, most: int) -> tuple[int, float]:
-    """Return the number of merged topics that agrees best with a whole fit, and how well."""
+def _best(agreement: Callable[[int], float], *, around: int, most: int) -> tuple[int, float]:
+    """Return the number of merged topics, at most so many, that agrees best with the whole fits, and how well.
+
+    Parameters
+    ----------
+    agreement : callable
+        Of a number of merged topics.
+    around : int
+        Topics of a whole fit.
+    """
     scores: dict[int, float] = {}
 
     def look(middle: int, octaves: Float64) -> None:
         for number in np.unique(np.clip(np.round(middle * 2.0**octaves).astype(int), 2, most)).tolist():
             if number not in scores:
-                scores[number] = round(float(adjusted_mutual_info_score(whole, cut(number))), 9)
+                scores[number] = round(agreement(number), 9)
 
-    look(around, np.arange(-2.5, 2.51, 0.5))
+    look(max(around, 2), np.arange(-2.5, 2.51, 0.5))
     look(min(scores, key=lambda number: (-scores[number], number)), np.arange(-0.375, 0.376, 0.125))
-    # the peak is flat and its tip is chance: of what agrees about as well, the fewest topics
-    best = min(number for number, score in scores.items() if score >= (1.0 - TOLERANCE) * max(scores.values()))
+    # the peak is flat and its tip is chance: of what agrees about as well, what has about as many topics as the whole fits
+    alike = [number for number, score in scores.items() if score >= (1.0 - TOLERANCE) * max(scores.values())]
+    best = min(alike, key=lambda number: (abs(math.log(number / max(around, 2))), number))
     return best, scores[best]
 
 

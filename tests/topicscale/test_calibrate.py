@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.metrics import adjusted_mutual_info_score
 
 from topicscale.calibrate import SAMPLE, Pilot, combine, pilot
 from topicscale.cluster import cluster, local_min_cluster_size, local_statistics, unit
@@ -22,18 +23,23 @@ def planted(topics: int, each: int, seed: int = 0) -> tuple[np.ndarray, np.ndarr
 
 @pytest.mark.parametrize("partitions", [4, 16])
 def test_merging_at_the_pilots_height_finds_the_planted_topics(partitions: int) -> None:
-    vectors, _ = planted(15, 120)
+    vectors, true = planted(15, 120)
     found = pilot(vectors, CONFIG, partitions=partitions)
-    assert found.topics == 15
+    # some of the whole fits find a topic of strays beside the planted ones
+    assert 15 <= found.topics <= 16
     assert found.agreement > 0.95
     size = local_min_cluster_size(CONFIG, 10, documents=len(vectors), partitions=partitions)
-    statistics = [
-        local_statistics(cluster(part, CONFIG, min_cluster_size=size, fine=True).labels, part)[:2]
-        for part in np.array_split(vectors, partitions)
-    ]
-    leaves, _ = Leaves.of(np.concatenate([s for s, _ in statistics]), np.concatenate([v for _, v in statistics]))
+    parts = np.array_split(vectors, partitions)
+    labels = [cluster(part, CONFIG, min_cluster_size=size, fine=True).labels for part in parts]
+    sizes, sums = zip(*[local_statistics(mine, part)[:2] for mine, part in zip(labels, parts, strict=True)], strict=True)
+    leaves, leaf = Leaves.of(np.concatenate(sizes), np.concatenate(sums))
     assert len(leaves) > 15
-    assert merge(leaves, height=found.height).number == 15
+    merged = merge(leaves, height=found.height)
+    assert 15 <= merged.number <= 16
+    before = np.cumsum([0, *map(len, sizes)])[:-1]
+    row = np.concatenate([np.where(mine < 0, -1, mine + first) for mine, first in zip(labels, before, strict=True)])
+    placed = row >= 0
+    assert adjusted_mutual_info_score(true[placed], merged.labels[leaf][row[placed]]) > 0.98
 
 
 def test_a_pilot_repeats_itself_and_has_a_content_id() -> None:
