@@ -25,7 +25,7 @@ def dry_run(config: Config, store: str) -> dict[str, Any]:
     RequestError, StoreError
         As the run itself would.
     """
-    storage.use(config.storage)
+    storage.adopt(config.storage)
     there = is_store(store)
     if there:
         config = registry.located(config, Store(store))

@@ -348,7 +348,7 @@ def describe(found: Mapping[str, Any]) -> str:
     lines.append(f"{found['status']}: {found['verdict']}")
     lines.append(f"-> {found['path']}")
     if found["store"] is not None and found["status"] != registry.REJECTED:
-        lines.append(f"Next: topicscale run ... --store {found['store']} --set embedding.model={found['model']}")
+        lines.append(f"Next: topicscale update --refit --store {found['store']} --set embedding.model={found['model']}")
     return "\n".join(lines)
 
 

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from deltalake import write_deltalake
 
 from jobs.progress import Ui
-from ray_actors.parts import read_partition, to_matrix
+from ray_actors.parts import forget_handles, read_partition, to_matrix
 from ray_actors.refine import SHOWN_CHARS, by_partition, nearest, texts
 from ray_actors.sample import collect, sample
 from topicscale import sites
@@ -29,12 +29,14 @@ from topicscale.federate import Federation
 from topicscale.labels import one_line
 from topicscale.layout import layout
 from topicscale.store import PartFile, Snapshot, Store, UnitWrite, write_part
-from topicscale.tables import OUTLIER, PARTITION, TABLES, slug
+from topicscale.tables import PARTITION, TABLES, slug
 
 STAGE = "gather"
 COPIED = ("documents", "embeddings", "assignments")
 MADE = ("documents", "partitions")
 """Tables that merged topics without documents do not have."""
+MERGING = "_merge"
+"""Marks a store whose documents a merge is changing: the next one finishes what was cut short."""
 _AT_ONCE = 64
 """Partitions that are committed together."""
 
@@ -70,10 +72,9 @@ def sources(opened: Sequence[tuple[str, Store, Snapshot]], found: Federation) ->
     """
     rows = found.union.rows
     leaves = zip(*(rows[column].to_pylist() for column in ("site_id", "generation", "topic_key", "size")), strict=True)
-    # a leaf that another store holds, too, is counted once, under the one site that the union names
-    into = dict(zip(leaves, zip(rows["site"].to_pylist(), map(int, found.topics), strict=True), strict=True))
+    # a leaf that is given more than once is counted once: the first store that holds its documents has them copied
+    into = dict(zip(leaves, map(int, found.topics), strict=True))
     chosen: dict[str, Source] = {}
-    copied: set[str] = set()
     for given, store, snapshot in sorted(opened, key=lambda source: (source[0], source[1].uri)):
         name = one_line(given)
         if "documents" not in snapshot.versions:
@@ -86,11 +87,15 @@ def sources(opened: Sequence[tuple[str, Store, Snapshot]], found: Federation) ->
         own = sites.topic_of_leaves(store, store.read("topics", ["topic_id", "size"]))
         topics = {}
         for topic, key, size in zip(own, keys["topic_key"].to_pylist(), keys["size"].to_pylist(), strict=True):
-            site, merged = into.get((store.site_id, snapshot.generation, key, size), ("", OUTLIER))
-            if site == name:
+            if (merged := into.pop((store.site_id, snapshot.generation, key, size), None)) is not None:
                 topics[topic] = merged
-        if not topics or store.site_id in copied:
+        if not topics:
             continue
+        if "/" in name:
+            raise RequestError(
+                f"A site's name goes before its documents' ids, with a slash between them, and must have none. Got {name!r} instead: "
+                f"--inputs NAME={store.uri}."
+            )
         if name in chosen:
             raise RequestError(
                 f"Sites must have different names, which go before their documents' ids. Both {chosen[name].store.uri!r} and {store.uri!r} "
@@ -100,7 +105,6 @@ def sources(opened: Sequence[tuple[str, Store, Snapshot]], found: Federation) ->
         partitions = {row[PARTITION]: _partition(name, row[PARTITION]) for row in held}
         columns = store.table("documents", version=snapshot.versions["documents"]).to_pyarrow_dataset().schema
         chosen[name] = Source(name, store, snapshot, topics, partitions, columns)
-        copied.add(store.site_id)
     if not chosen:
         raise RequestError("None of the inputs holds documents: they are exports, merges or imports. Leave out --documents.")
     if len(found.union.spaces) > 1:
@@ -140,7 +144,12 @@ def schema(found: Sequence[Source]) -> pa.Schema:
 
 def fingerprint_of(found: Sequence[Source]) -> list[Any]:
     """Return what tells of the documents that are copied."""
-    return [[source.name, source.store.site_id, source.snapshot.generation] for source in found]
+    return [[source.name, *_content(source)] for source in found]
+
+
+def _content(source: Source) -> list[Any]:
+    """Return what tells one content of a site's store from another: generations count anew in one that was put back from a copy."""
+    return [source.store.site_id, source.snapshot.generation, str(source.snapshot.at)]
 
 
 def copy(target: Store, found: Sequence[Source], centres: npt.NDArray[np.float32], *, fp: str, ui: Ui) -> None:
@@ -155,14 +164,15 @@ def copy(target: Store, found: Sequence[Source], centres: npt.NDArray[np.float32
     fp : str
         Fingerprint of the merge.
     """
+    forget_handles()  # this process may have read another store here, which has been removed
     columns = schema(found)
     _make(target, columns)
     shape = [(field.name, str(field.type)) for field in columns]
     kept = [name for source in found for name in source.partitions.values()]
     with ui.stage("copy", len(kept), unit="partitions") as bar:
         for source in found:
-            given = fingerprint(source.name, source.store.site_id, source.snapshot.generation, sorted(source.topics), shape)
-            prints = {"documents": given, "embeddings": given, "assignments": fingerprint(given, fp)}
+            given = fingerprint(source.name, _content(source), sorted(source.topics))
+            prints = {"documents": fingerprint(given, shape), "embeddings": given, "assignments": fingerprint(given, fp)}
             done = {table: target.done(table, STAGE, dict.fromkeys(source.partitions.values(), prints[table])) for table in COPIED}
             pairs = sorted(source.partitions.items())
             for first in range(0, len(pairs), _AT_ONCE):
@@ -196,10 +206,18 @@ def clear(target: Store) -> None:
             target.replace(table, TABLES[table].schema.empty_table(), stage=STAGE, unit_fingerprint=fingerprint("none"))
 
 
-def erase(target: Store) -> None:
-    """Remove generations, files and all, whose documents are not the newest one's: what a site has removed is gone here, too."""
+def erase(target: Store, *, unfinished: bool) -> None:
+    """Remove generations, files and all, whose documents are not the newest one's: what a site has removed is gone here, too.
+
+    Parameters
+    ----------
+    unfinished : bool
+        A merge before this one was cut short, and may have left documents that no generation names.
+    """
     *older, newest = target.snapshots()
-    if any(held.versions.get("documents") not in (None, newest.versions.get("documents")) for held in older):
+    if unfinished or any(held.versions.get("documents") not in (None, newest.versions.get("documents")) for held in older):
+        if target.has("answers"):  # a model's answers tell what its prompts held
+            target.table("answers").delete()
         target.forget_history()
 
 
@@ -296,6 +314,8 @@ def _make(target: Store, columns: pa.Schema) -> None:
     target.create_table("documents", schema=columns)
     handle = target.table("documents")
     if [(f.name, f.type) for f in pa.schema(handle.schema().to_arrow())] != [(f.name, f.type) for f in columns]:
+        target.retain("documents", STAGE, ())  # none of its partitions is done any more
+        handle = target.table("documents")
         write_deltalake(handle, columns.empty_table(), mode="overwrite", schema_mode="overwrite", partition_by=[PARTITION])
 
 

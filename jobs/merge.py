@@ -100,13 +100,17 @@ def merge(
     terms = _terms_config(opened)
     copied = gather.sources([(i.name, i.store, i.snapshot) for i in opened], federation) if documents else []
     fp = federate.fingerprint(union, similarity, match, repr(terms), *gather.fingerprint_of(copied))
-    with target.lock("merge"):
+    with target.lock("merge"), target.without_trainings("merge"):
         last = target.snapshots()
-        nothing = bool(last) and says(target.unit_version("generations", "generation"), fp)
+        same = bool(last) and says(target.unit_version("generations", "generation"), fp)
+        unfinished = target.files.exists(gather.MERGING)
+        nothing = same and not unfinished
         gone: list[str] = []
         if not nothing:
             given, gone = labels.carried(target, federation.merged.keys)
             federation = federate.renamed(federation, given)
+            if copied or target.has("documents"):
+                target.files.write(gather.MERGING, b"")
             _write(target, federation, fp, given, terms=terms, spaces=union.spaces, copied=copied, ui=ui or Ui("quiet"))
         conflicts, sites = federate.labels(federation)[1], federate.by_site(federation)
         summary = {
@@ -135,8 +139,11 @@ def merge(
         configuration = _configuration(opened, union.spaces).to_dict()
         without = LOGS if copied else (*LOGS, *gather.MADE)
         versions = {table: version for table in TABLES if table not in without and (version := target.version(table)) is not None}
-        snapshot = target.publish(configuration=configuration, summary=summary, versions=versions, unit_fingerprint=fp)
-        gather.erase(target)
+        # the last generation names what a merge that was cut short has written over since
+        again = None if same and unfinished else fp
+        snapshot = target.publish(configuration=configuration, summary=summary, versions=versions, unit_fingerprint=again)
+        gather.erase(target, unfinished=unfinished)
+        target.files.remove(gather.MERGING)
         target.pin(snapshot.generation)
     return {
         "store": target.uri,

@@ -89,7 +89,7 @@ def run(config: Config, store: str, *, ui: Ui | None = None) -> Result:
     JobFailed
         Too much of the input is bad, or no partition could be finished.
     """
-    storage.use(config.storage)
+    storage.adopt(config.storage)
     if is_store(store):
         config = registry.located(config, Store(store))
     plan = validate(config, store)

@@ -32,6 +32,11 @@ def _table(path: str, version: int) -> DeltaTable:
     return DeltaTable(path, version=version, storage_options=delta_options(path))
 
 
+def forget_handles() -> None:
+    """Read tables anew: another store may have taken the place of one that was removed."""
+    _table.cache_clear()
+
+
 def read_partition(store_uri: str, name: str, partition_id: str, columns: Sequence[str], version: int) -> pa.Table:
     """Return the rows of one partition, sorted by ``doc_id``: the order that makes clustering repeatable."""
     handle = _table(f"{store_uri}/{name}", version)

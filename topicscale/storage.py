@@ -57,6 +57,12 @@ def use(settings: StorageConfig) -> None:
     _settings = settings
 
 
+def adopt(settings: StorageConfig) -> None:
+    """Use the settings of a configuration, unless it has none: then those that were given before count."""
+    if settings != StorageConfig():
+        use(settings)
+
+
 def settings() -> StorageConfig:
     """Return how this process reaches object stores."""
     return _settings

@@ -106,7 +106,8 @@ def _encode(tutors: Tutors, model: str) -> Encode:
 
 
 def _corpus(store: Store | None) -> Any:
-    if store is None or not store.has("documents") or not store.snapshots():
+    snapshots = store.snapshots() if store is not None else []
+    if store is None or not snapshots or "documents" not in snapshots[-1].versions:
         return None
     return corpus(store.uri)
 

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -124,7 +125,7 @@ def test_what_is_about_documents_answers(merged, tmp_path) -> None:
     info = model.get_document_info()
     assert len(info) == sum(model.topic_sizes_.values())
     found = evaluate(str(merged), labels="theme")
-    assert found["labels"]["nmi"] > 0.8
+    assert found["labels"]["nmi"] > 0.75
     texts = {row["doc_id"]: row["text"] for row in rows_of(merged, "documents")}
     of = {texts[row["doc_id"]]: row["topic_id"] for row in rows_of(merged, "assignments")}
     for row in rows_of(merged, "topics"):
@@ -186,6 +187,53 @@ def test_what_a_site_removed_is_gone_after_the_next_merge(stores, merged, tmp_pa
     assert not holding(target)
 
 
+def test_what_a_site_removes_after_a_merge_that_was_cut_short_is_in_no_file(stores, tmp_path, monkeypatch) -> None:
+    target, site = tmp_path / "all", tmp_path / "site"
+    shutil.copytree(stores["paris & co"], site)
+    inputs = [named(stores)[0], f"paris & co={site}"]
+    merge(inputs, target)
+    before = {table: rows_of(target, table) for table in ("topics", "topic_lineage", "site_topics")}
+    with monkeypatch.context() as patched:
+        patched.setattr(gather, "place", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            merge(inputs, target, documents=True)
+    assert holding(target)
+    aborted = tmp_path / "aborted"
+    shutil.copytree(target, aborted)
+    assert merge(inputs, aborted)["generation"] == 2, "the same merge without documents, again: what was half done goes"
+    assert not holding(aborted)
+    assert {table: rows_of(aborted, table) for table in before} == before
+    assert merge(inputs, aborted)["nothing_to_do"]
+    (tmp_path / "ids.txt").write_text(next(row["doc_id"] for row in rows_of(site, "documents") if GONE in row["text"]))
+    forget(tmp_path / "ids.txt", site, ui=QUIET)
+    merge(inputs, target, documents=True)
+    assert not holding(target)
+
+
+def test_documents_with_other_columns_are_copied_anew(stores, merged, tmp_path) -> None:
+    target = tmp_path / "all"
+    shutil.copytree(merged, target)
+    reader = Store(target)
+    columns = reader.table("documents").to_pyarrow_dataset().schema
+    gather._make(reader, columns.append(pa.field("another", pa.string())))  # as a merge that was killed leaves it
+    reader.files.write(gather.MERGING, b"")
+    merge(named(stores), target, documents=True)
+    assert contents(str(target)) == contents(str(merged))
+
+
+def test_a_store_that_is_made_again_in_its_place_is_read_anew(stores, tmp_path) -> None:
+    for _ in range(2):
+        shutil.rmtree(tmp_path / "all", ignore_errors=True)
+        found = merge(named(stores)[:1], tmp_path / "all", documents=True)
+    assert found["copied"]["documents"] == len(rows_of(stores["berlin"], "documents"))
+
+
+def test_a_site_that_a_merge_knows_by_another_name_has_its_documents_copied(stores, tmp_path) -> None:
+    merge([f"a={stores['berlin']}"], tmp_path / "earlier")
+    found = merge([str(tmp_path / "earlier"), *named(stores)], tmp_path / "all", documents=True)
+    assert found["copied"]["documents"] == found["documents"]
+
+
 def test_a_merge_without_documents_takes_them_away(stores, merged, tmp_path) -> None:
     target = tmp_path / "all"
     shutil.copytree(merged, target)
@@ -222,6 +270,8 @@ def test_what_cannot_be_copied_is_said(stores, merged, tmp_path) -> None:
         merge([str(merged)], tmp_path / "all", documents=True)
     with pytest.raises(RequestError, match="different names"):
         merge([f"here={store}" for store in stores.values()], tmp_path / "all", documents=True)
+    with pytest.raises(RequestError, match="must have none"):
+        merge([f"eu/de={stores['berlin']}"], tmp_path / "all", documents=True)
     assert not (tmp_path / "all").exists() or not Store(tmp_path / "all").snapshots()
 
 

@@ -104,3 +104,12 @@ def test_plain_http_to_another_machine_must_be_allowed(monkeypatch) -> None:
 def test_how_a_store_is_reached_changes_no_fingerprint() -> None:
     one, other = Config().to_dict(), load(overrides=["storage.region=eu-west-1"]).to_dict()
     assert {k: v for k, v in one.items() if k != "storage"} == {k: v for k, v in other.items() if k != "storage"}
+
+
+def test_a_configuration_without_storage_leaves_what_was_said_before(monkeypatch) -> None:
+    monkeypatch.setattr(storage, "_settings", StorageConfig())
+    storage.use(StorageConfig(endpoint="http://127.0.0.1:9000"))
+    storage.adopt(Config().storage)
+    assert storage.settings().endpoint == "http://127.0.0.1:9000"
+    storage.adopt(StorageConfig(endpoint="http://127.0.0.1:9001"))
+    assert storage.settings().endpoint == "http://127.0.0.1:9001"
