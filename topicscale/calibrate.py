@@ -14,7 +14,6 @@ import statistics
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 from sklearn.metrics import adjusted_mutual_info_score
@@ -24,7 +23,6 @@ from topicscale.cluster import Clustering, Float32, Float64, Int32, Int64, clust
 from topicscale.config import ClusterConfig
 from topicscale.merge import Leaves, collect, tree
 
-T = TypeVar("T")
 SAMPLE = 8_000
 """Documents of a pilot, at most."""
 FITS = 5
@@ -120,7 +118,8 @@ def pilot(
         if len(fits) == 1 and np.array_equal(fit.labels, fits[0].labels):
             break  # a seed changes nothing
         fits.append(fit)
-    topics, noise = _median([fit.number for fit in fits]), _median([float((fit.labels < 0).mean()) for fit in fits])
+    topics = statistics.median_low([fit.number for fit in fits])
+    noise = statistics.median_low([float((fit.labels < 0).mean()) for fit in fits])
     wholes = [_finish(vectors, _sums(fit.labels, vectors), smallest, rounds) for fit in fits if fit.number]
     if hierarchy is None or not wholes:
         return Pilot(0.0, 0.0, n, topics, noise)
@@ -156,11 +155,6 @@ def _best(agreement: Callable[[int], float], *, around: int, most: int) -> tuple
     alike = [number for number, score in scores.items() if score >= (1.0 - TOLERANCE) * max(scores.values())]
     best = min(alike, key=lambda number: (abs(math.log(number / max(around, 2))), number))
     return best, scores[best]
-
-
-def _median(values: Sequence[T]) -> T:
-    """Return the median, of an even number of values the lower of the two."""
-    return sorted(values)[(len(values) - 1) // 2]  # type: ignore[type-var]
 
 
 def sample_min_size(min_size: int, *, n: int, documents: int | None = None) -> int:

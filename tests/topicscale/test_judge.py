@@ -13,7 +13,7 @@ from deltalake import write_deltalake
 
 from jobs import judge as jobs
 from tests.topicscale.stores import site
-from topicscale.config import Config, EmbeddingConfig, fingerprint
+from topicscale.config import Config, EmbeddingConfig, fingerprint, load
 from topicscale.embedding import Embedder
 from topicscale.errors import InputError, RequestError
 from topicscale.judge import task as tasks
@@ -162,10 +162,12 @@ def test_classification_is_mtebs():
 
 def test_topics_of_themes_are_found_with_their_words():
     texts, names = themed()
-    found = topics(by_theme, texts, Config(), labels=names)
+    # EVoC finds four or five here, by how a processor rounds
+    config = load(overrides=["cluster.algorithm=hdbscan"])
+    found = topics(by_theme, texts, config, labels=names)
     assert (found["topics"], found["nmi"] > 0.95, found["documents"]) == (4, True, 160)
-    assigned = fit(by_theme(texts), Config())
-    words, coherence = keywords(texts, assigned, Config().terms)
+    assigned = fit(by_theme(texts), config)
+    words, coherence = keywords(texts, assigned, config.terms)
     assert sorted(next(i for i, theme in enumerate(THEMES) if set(w[:3]) <= set(theme.split())) for w in words) == [0, 1, 2, 3]
     assert coherence == found["npmi"] > -0.9
     assert found["outlier_share"] == (assigned == -1).mean()
