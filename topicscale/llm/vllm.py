@@ -52,10 +52,10 @@ class Vllm:
         """Return an answer for each, in order."""
         answers: list[Answer | None] = [None] * len(asks)
         texts: dict[int, str] = {}
+        count = lambda text: len(self._tokenizer.encode(text))  # noqa: E731
+        limit = CONTEXT - self._config.max_new_tokens
         for i, ask in enumerate(asks):
             try:
-                count = lambda text: len(self._tokenizer.encode(text))  # noqa: E731
-                limit = CONTEXT - self._config.max_new_tokens
                 texts[i] = prompt(ask, self._template, self._config.template, self._tokenizer, count=count, limit=limit)
             except ModelError as error:
                 answers[i] = Answer(None, str(error))
