@@ -115,7 +115,7 @@ def parser() -> argparse.ArgumentParser:
     )
     finetune.epilog = (
         "recipes:\n"
-        "  on texts alone       tsdae, simcse, ct, crop, mlm, gpl\n"
+        "  on texts alone       clnn, crop, gpl, tsdae, mlm, simcse, ct\n"
         "  on pairs             mnr, mnr-hard, cached-mnr     anchor, positive[, negative]\n"
         "  on scored pairs      cosine, augsbert              sentence1, sentence2, score\n"
         "  on inference pairs   softmax, mnr                  sentence1, sentence2, label\n"

@@ -44,7 +44,9 @@ def tables(tmp_path_factory) -> dict[str, str]:
         table = pa.table({"sentence1": TEXTS, "sentence2": others, "label": label})
         write_deltalake(str(folder / name), table)
         write_deltalake(str(folder / name), table.slice(0, 1), mode="append")  # a later version, not to be seen
-    return {name: str(folder / name) for name in labels}
+    near = [[i, (i + 5) % 24, (i + 1) % 24, (i + 5) % 24] for i in range(24)]
+    write_deltalake(str(folder / "clnn"), pa.table({"anchor": TEXTS, "positive": others, "label": near}))
+    return {name: str(folder / name) for name in (*labels, "clnn")}
 
 
 def training(tables: dict[str, str], *recipes: str, **settings: Any) -> Training:
@@ -159,8 +161,8 @@ def test_two_workers_are_one(tables, tmp_path: Path):
 
     from torch.multiprocessing import start_processes
 
-    # softmax: the classifier is no part of the model, whose gradients alone DDP averages
-    what = training(tables, "cosine", "softmax", dropout=0.0)
+    # softmax: the classifier is no part of the model, whose gradients alone DDP averages; clnn: each worker's anchors meet all texts
+    what = training(tables, "cosine", "softmax", "clnn", dropout=0.0)
     one = run(what, tmp_path / "one")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

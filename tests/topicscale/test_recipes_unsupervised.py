@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -240,6 +242,71 @@ def test_crop_trains(tmp_path: Path):
     assert falls(fit(tmp_path, "crop", table, options={}, batch=8))
 
 
+# nearest neighbours
+
+
+class Letters:
+    """Embeds a text as its first letter's axis, its second letter turning it a little."""
+
+    def embed(self, model: str, texts: Sequence[str]) -> np.ndarray:
+        assert model == str(MINILM.path)
+        vectors = np.zeros((len(texts), 27), np.float32)
+        for row, text in enumerate(texts):
+            vectors[row, ord(text[0]) - 97], vectors[row, 26] = 1, (ord(text[1]) - 97) / 20
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_clnn_pairs_texts_with_one_of_their_nearest():
+    names = [a + b for a in "abcd" for b in "abcde"]
+    one = recipe("clnn")
+    options = one.with_defaults({"neighbours": 4})
+    passes = [
+        one.examples(texts([*names, "aa"]), "texts", options, base=str(MINILM.path), seed=seed, tools=Letters()).to_pydict()
+        for seed in (1, 2, 1)
+    ]
+    assert passes[0] == passes[2]
+    assert passes[0]["positive"] != passes[1]["positive"]
+    for made in passes:
+        assert made["anchor"] == names
+        for row, (anchor, positive, label) in enumerate(zip(made["anchor"], made["positive"], made["label"], strict=True)):
+            assert anchor != positive
+            assert label[:2] == [row, names.index(positive)]
+            assert {names[i] for i in label[2:]} == {name for name in names if name[0] == anchor[0]} - {anchor}
+
+
+def test_clnn_refuses_too_few_texts_and_options_out_of_range():
+    one = recipe("clnn")
+    with pytest.raises(InputError, match=r"more different texts than its option neighbours, 16\. Got 16"):
+        examples("clnn", texts(TEXTS), neighbours=16)
+    with pytest.raises(ConfigError, match=r"neighbours.*whole number, at least 1\. Got 0"):
+        one.check(None, one.with_defaults({"neighbours": 0}))
+
+
+def test_clnn_loss_by_hand(model: SentenceTransformer):
+    model.eval()
+    names, drawn = [0, 1, 2, 3], [4, 0, 5, 6]
+    near = [[4, 1], [0, 7], [5, 8], [6, 2]]  # 1 is near 0, 0 near 1, 2 near 3
+    labels = torch.tensor([[a, p, *others] for a, p, others in zip(names, drawn, near, strict=True)])
+    features = [model.preprocess(TEXTS[:4]), model.preprocess([TEXTS[i] for i in drawn])]
+    found = loss_of("clnn", model)(features, labels)
+    vectors = model.encode([TEXTS[i] for i in names + drawn], normalize_embeddings=True)
+    of, expected = names + drawn, []
+    for i, name in enumerate(names):
+        scores = {j: float(vectors[i] @ vectors[j]) / 0.07 for j in range(8) if of[j] != name}
+        whole = np.log(sum(np.exp(list(scores.values()))))
+        expected.append(np.mean([whole - score for j, score in scores.items() if of[j] in near[i]]))
+    assert found.item() == pytest.approx(np.mean(expected), abs=1e-4)
+    found.backward()
+    assert all(torch.isfinite(weight.grad).all() for weight in model.parameters() if weight.grad is not None)
+
+
+def test_clnn_trains(tmp_path: Path):
+    order = [(row + 1) % 16 for row in range(16)]
+    label = pa.array([[row, near, near] for row, near in enumerate(order)], pa.list_(pa.int64()))
+    table = pa.table({"anchor": TEXTS, "positive": [TEXTS[near] for near in order], "label": label})
+    assert falls(fit(tmp_path, "clnn", table, options={}, batch=5))
+
+
 # masked language modelling
 
 
@@ -320,6 +387,6 @@ def test_mlm_trains(tmp_path: Path):
 
 
 def test_recipes_that_several_processes_cannot_train():
-    names = ("tsdae", "simcse", "ct", "crop", "mlm", "setfit")
+    names = ("tsdae", "simcse", "ct", "crop", "clnn", "mlm", "setfit")
     assert [name for name in names if not recipe(name).parallel] == ["tsdae", "ct"]
     assert isinstance(examples("crop", texts([])), pa.Table)

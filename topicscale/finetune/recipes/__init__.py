@@ -19,6 +19,7 @@ _WHERE = {
     "simcse": "simcse",
     "ct": "ct",
     "crop": "crop",
+    "clnn": "clnn",
     "gpl": "gpl",
     "mlm": "mlm",
     "setfit": "setfit",
