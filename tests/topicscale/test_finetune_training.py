@@ -44,7 +44,7 @@ def tables(tmp_path_factory) -> dict[str, str]:
         table = pa.table({"sentence1": TEXTS, "sentence2": others, "label": label})
         write_deltalake(str(folder / name), table)
         write_deltalake(str(folder / name), table.slice(0, 1), mode="append")  # a later version, not to be seen
-    near = [[i, (i + 5) % 24, (i + 1) % 24, (i + 5) % 24] for i in range(24)]
+    near = [[(i + far) % 24 for far in (0, 5, 5, 1, 10, 6)] for i in range(24)]  # the fifth after each, and the next, are near
     write_deltalake(str(folder / "clnn"), pa.table({"anchor": TEXTS, "positive": others, "label": near}))
     return {name: str(folder / name) for name in (*labels, "clnn")}
 

@@ -271,7 +271,9 @@ def test_clnn_pairs_texts_with_one_of_their_nearest():
         for row, (anchor, positive, label) in enumerate(zip(made["anchor"], made["positive"], made["label"], strict=True)):
             assert anchor != positive
             assert label[:2] == [row, names.index(positive)]
-            assert {names[i] for i in label[2:]} == {name for name in names if name[0] == anchor[0]} - {anchor}
+            assert [{names[i] for i in part} for part in (label[2:6], label[6:])] == [
+                {name for name in names if name[0] == anchor[0]} - {one} for one in (anchor, positive)
+            ]
 
 
 def test_clnn_refuses_too_few_texts_and_options_out_of_range():
@@ -284,17 +286,17 @@ def test_clnn_refuses_too_few_texts_and_options_out_of_range():
 
 def test_clnn_loss_by_hand(model: SentenceTransformer):
     model.eval()
+    near = {0: [4, 1], 1: [0, 7], 2: [5, 8], 3: [6, 2], 4: [9, 8], 5: [2, 7], 6: [8, 9]}  # 1 is near 0, 2 near 3, whatever they say
     names, drawn = [0, 1, 2, 3], [4, 0, 5, 6]
-    near = [[4, 1], [0, 7], [5, 8], [6, 2]]  # 1 is near 0, 0 near 1, 2 near 3
-    labels = torch.tensor([[a, p, *others] for a, p, others in zip(names, drawn, near, strict=True)])
-    features = [model.preprocess(TEXTS[:4]), model.preprocess([TEXTS[i] for i in drawn])]
+    labels = torch.tensor([[a, p, *near[a], *near[p]] for a, p in zip(names, drawn, strict=True)])
+    features = [model.preprocess([TEXTS[i] for i in side]) for side in (names, drawn)]
     found = loss_of("clnn", model)(features, labels)
-    vectors = model.encode([TEXTS[i] for i in names + drawn], normalize_embeddings=True)
     of, expected = names + drawn, []
-    for i, name in enumerate(names):
+    vectors = model.encode([TEXTS[i] for i in of], normalize_embeddings=True)
+    for i, name in enumerate(of):
         scores = {j: float(vectors[i] @ vectors[j]) / 0.07 for j in range(8) if of[j] != name}
         whole = np.log(sum(np.exp(list(scores.values()))))
-        expected.append(np.mean([whole - score for j, score in scores.items() if of[j] in near[i]]))
+        expected.append(np.mean([whole - score for j, score in scores.items() if of[j] in near[name] or name in near[of[j]]]))
     assert found.item() == pytest.approx(np.mean(expected), abs=1e-4)
     found.backward()
     assert all(torch.isfinite(weight.grad).all() for weight in model.parameters() if weight.grad is not None)
@@ -302,7 +304,7 @@ def test_clnn_loss_by_hand(model: SentenceTransformer):
 
 def test_clnn_trains(tmp_path: Path):
     order = [(row + 1) % 16 for row in range(16)]
-    label = pa.array([[row, near, near] for row, near in enumerate(order)], pa.list_(pa.int64()))
+    label = pa.array([[row, near, near, order[near]] for row, near in enumerate(order)], pa.list_(pa.int64()))
     table = pa.table({"anchor": TEXTS, "positive": [TEXTS[near] for near in order], "label": label})
     assert falls(fit(tmp_path, "clnn", table, options={}, batch=5))
 

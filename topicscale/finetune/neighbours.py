@@ -13,7 +13,9 @@ SCALE = 1 / 0.07
 
 
 class NeighboursLoss(torch.nn.Module):
-    """Minus the mean log-probability of an anchor's positives among all other texts of the batch (Khosla et al., NeurIPS 2020, "SupCon").
+    """Minus the mean log-probability of a text's positives among all other texts of the batch (Khosla et al., NeurIPS 2020, "SupCon").
+
+    Two texts are each other's positives where either is among the nearest of the other.
 
     Parameters
     ----------
@@ -23,7 +25,7 @@ class NeighboursLoss(torch.nn.Module):
     compare : callable
         Similarities (a, b) of (a, d) and (b, d).
     gather : bool
-        Whether anchors are compared with the texts of all workers.
+        Whether texts are compared with those of all workers.
     """
 
     def __init__(self, model: Any, *, scale: float, compare: Callable[..., Any], gather: bool) -> None:
@@ -31,23 +33,22 @@ class NeighboursLoss(torch.nn.Module):
         self.model, self.scale, self.compare, self.gather = model, scale, compare, gather
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: torch.Tensor) -> torch.Tensor:
-        """Return the loss of anchors and positives.
+        """Return the loss.
 
         Parameters
         ----------
         sentence_features : two mappings
-            The model's inputs for n anchors and n positives.
-        labels : torch.Tensor, int64 (n, 2 + k)
-            Numbers of the anchor, of its positive, and of all its neighbours, of which the positive is one. A number is one text's.
+            The model's inputs for n anchors and n positives, of which each anchor's is one of its nearest texts.
+        labels : torch.Tensor, int64 (n, 2 + 2 k)
+            Numbers of the anchor, of its positive, of the anchor's k nearest texts and of the positive's.
         """
-        anchors, positives = (self.model(features)["sentence_embedding"] for features in sentence_features)
-        texts, known = torch.stack([anchors, positives], 1), labels[:, :2].contiguous()
+        texts = torch.cat([self.model(features)["sentence_embedding"] for features in sentence_features])
+        ids, near = labels[:, :2].T.flatten(), torch.cat(labels[:, 2:].chunk(2, dim=1))
+        others, other_ids, other_near = texts, ids, near
         if self.gather:
-            texts, known = all_gather_with_grad(texts), all_gather(known)
-        known = known.flatten()
-        scores = self.compare(anchors, texts.flatten(0, 1)) * self.scale
-        near = (labels[:, 2:, None] == known).any(1)
-        itself = labels[:, :1] == known
-        chance = scores.masked_fill(itself, -torch.inf).log_softmax(1).masked_fill(~near, 0)
-        loss: torch.Tensor = -(chance.sum(1) / near.sum(1)).mean()
+            others, other_ids, other_near = all_gather_with_grad(texts), all_gather(ids), all_gather(near)
+        scores = self.compare(texts, others) * self.scale
+        positive = (near[:, None, :] == other_ids[None, :, None]).any(2) | (other_near[None, :, :] == ids[:, None, None]).any(2)
+        chance = scores.masked_fill(ids[:, None] == other_ids, -torch.inf).log_softmax(1).masked_fill(~positive, 0)
+        loss: torch.Tensor = -(chance.sum(1) / positive.sum(1)).mean()
         return loss

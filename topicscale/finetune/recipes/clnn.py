@@ -17,9 +17,9 @@ from topicscale.finetune.recipe import Defaults, Kind, Recipe, Tools
 class NearestNeighbours(Recipe):
     """Contrastive learning with nearest neighbours (Zhang, Zhang, Zhan, Wu, Lam, ACL 2022, arXiv:2205.12914, section 3.3, "CLNN").
 
-    Each text is paired with one of its ``neighbours`` nearest texts, drawn anew in each pass. Of the texts of a batch, those among a
-    text's nearest are its positives, all of them; the others are its negatives. So neighbourhoods get denser and what lies between
-    them empties, which is what clustering asks for; what a text is a duplicate or an answer of is learnt no better.
+    Each text is paired with one of its ``neighbours`` nearest texts, drawn anew in each pass. All texts of a batch are compared: those
+    of which one is among the other's nearest are to be alike, the rest not. So neighbourhoods get denser and what lies between them
+    empties, which is what clustering asks for; what a text is a duplicate or an answer of is learnt no better.
 
     Needs texts alone, of any architecture, and a base that already finds alike what belongs together: its mistakes are learnt too.
     When it helps: short texts of many kinds, as questions to a help desk are, in a corpus with many more than ``neighbours`` texts of
@@ -45,7 +45,8 @@ class NearestNeighbours(Recipe):
     def examples(self, data: pa.Table, kind: Kind, options: Mapping[str, Any], *, base: str, seed: int, tools: Tools) -> pa.Table:
         """Return (anchor, positive, label), a row for each different text.
 
-        ``label``, a list of int64, holds the numbers of the anchor, of the positive and of all of the anchor's neighbours.
+        ``label``, a list of int64, holds the numbers of the anchor, of the positive, of all of the anchor's neighbours and of the
+        positive's.
 
         Raises
         ------
@@ -59,7 +60,7 @@ class NearestNeighbours(Recipe):
         vectors = tools.embed(base, texts)
         near, _ = top(vectors, vectors, k, excluded=[[row] for row in range(len(texts))])
         drawn = near[np.arange(len(texts)), [words.draw(seed, text).randrange(k) for text in texts]]
-        label = np.column_stack([np.arange(len(texts)), drawn, near])
+        label = np.column_stack([np.arange(len(texts)), drawn, near, near[drawn]])
         return pa.table(
             {
                 "anchor": pa.array(texts, pa.string()),
