@@ -23,16 +23,16 @@ class NearestNeighbours(Recipe):
 
     Needs texts alone, of any architecture, and a base that already finds alike what belongs together: its mistakes are learnt too.
     When it helps: short texts of many kinds, as questions to a help desk are, in a corpus with many more than ``neighbours`` texts of
-    each kind. ``--recipe clnn,clnn`` looks for neighbours again after the first pass, with what it has learnt.
+    each kind. ``--recipe clnn,clnn`` looks for neighbours a second time, with what the first time taught.
 
     Loss, two views and temperature (.07) are the authors' (fanolabs/NID_ACLARR2022). They replace a quarter of the tokens at random,
     look for neighbours every fifth of 34 passes at a learning rate of 1e-5, and take 50 of them in batches of 128: made for models
-    that know no similarity yet. Here texts are left as they are, and two passes at a rate ten times as high do.
+    that know no similarity yet. Here texts are left as they are, and three passes at a rate ten times as high do.
     """
 
     name = "clnn"
     kinds = ("texts",)
-    defaults = Defaults(epochs=2, batch_size=64, learning_rate=1e-4, warmup=0.1, weight_decay=0.01)
+    defaults = Defaults(epochs=3, batch_size=64, learning_rate=1e-4, warmup=0.1, weight_decay=0.01)
     options = {"neighbours": 50, "scale": None}  # noqa: RUF012 (declared a ClassVar)
     fresh = True
     no_duplicates = True
