@@ -56,7 +56,10 @@ class NearestNeighbours(Recipe):
         texts = list(dict.fromkeys(data["text"].to_pylist()))
         k = options["neighbours"]
         if len(texts) <= k:
-            raise InputError(f"The recipe clnn needs more different texts than its option neighbours, {k}. Got {len(texts)} instead.")
+            raise InputError(
+                f"The recipe clnn needs more different texts than its option neighbours, {k}. Got {len(texts)} instead: set fewer "
+                "neighbours, a third of the texts of a kind or so."
+            )
         vectors = tools.embed(base, texts)
         near, _ = top(vectors, vectors, k, excluded=[[row] for row in range(len(texts))])
         drawn = near[np.arange(len(texts)), [words.draw(seed, text).randrange(k) for text in texts]]
