@@ -33,7 +33,7 @@ class Bert:
         self._torch, self._first_token = torch, first_token
         self._heads, self._eps = int(config["num_attention_heads"]), float(config["layer_norm_eps"])
         self.dimensions, self.positions = int(config["hidden_size"]), int(config["max_position_embeddings"])
-        packed = device == "cpu" and dtype == torch.bfloat16 and _can_fuse()
+        packed = device == "cpu" and _can_fuse(dtype)
 
         def get(name: str) -> Any:
             return weights[name].to(device=device, dtype=dtype).contiguous()
@@ -173,12 +173,14 @@ def _settings(path: Path) -> tuple[dict[str, Any], str, int] | None:
     return config, str(mode), int(sentence["max_seq_length"])
 
 
-def _can_fuse() -> bool:
+def _can_fuse(dtype: Any) -> bool:
     # operators that torch's own compiler emits, not part of its documented interface: tried once, done without if they fail
     import torch
 
+    if dtype not in (torch.bfloat16, torch.float32):
+        return False
     try:
-        x, bias = torch.eye(32, dtype=torch.bfloat16), torch.zeros(32, dtype=torch.bfloat16)
+        x, bias = torch.eye(32, dtype=dtype), torch.zeros(32, dtype=dtype)
         linear = Linear(x, bias, packed=True)
         with torch.inference_mode():
             return bool(torch.equal(linear(x), x)) and bool(torch.equal(linear.plus(x, x), 2 * x)) and linear.gelu(x).shape == x.shape

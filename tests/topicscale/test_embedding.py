@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from topicscale.config import EmbeddingConfig
-from topicscale.embedding import Embedder, _slabs
+from topicscale.embedding import Embedder, _slabs, best_cpu_dtype
 from topicscale.models import resolve
 
 TEXTS = [
@@ -54,6 +54,21 @@ def test_bfloat16_vectors_are_close(expected):
     vectors = Embedder(EmbeddingConfig(dtype="bfloat16"), threads=1).encode(TEXTS).vectors
     assert (vectors * expected).sum(1).mean() > 0.999
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "flags", "dtype"),
+    [
+        ("GenuineIntel", "avx2 avx512f avx512_bf16 amx_bf16 amx_tile", "bfloat16"),
+        ("AuthenticAMD", "avx2 avx512f avx512_bf16", "bfloat16"),
+        ("GenuineIntel", "avx2 avx512f avx512_bf16", "float32"),
+        ("AuthenticAMD", "avx2", "float32"),
+    ],
+)
+def test_bfloat16_is_for_processors_that_gain_by_it(vendor, flags, dtype):
+    one = f"processor\t: 0\nvendor_id\t: {vendor}\nmodel name\t: A: B\nflags\t\t: fpu {flags}\n"
+    assert best_cpu_dtype(f"{one}\n{one}\n") == dtype
+    assert best_cpu_dtype("Features : fp asimd\n") == best_cpu_dtype("") == "float32"
 
 
 def test_long_texts_are_counted_each_time_they_occur(exact):
