@@ -2,8 +2,8 @@
 
     python -m benchmarks.labels --data ../shared/data
 
-Topics of AG News and Banking77, the packaged model in 4 bits (the code path that Llama 2 takes), greedy. Speed: the same
-prompts go through BERTopic's own TextGeneration over a transformers pipeline (same weights, same quantisation, same number
+Topics of AG News and Banking77, the packaged model, in 4 bits unless told otherwise (the code path that Llama 2 takes), greedy.
+Speed: the same prompts go through BERTopic's own TextGeneration over a transformers pipeline (same weights, same quantisation, same number
 of new tokens) and through a worker's `complete`, in alternating rounds, both loaded beforehand. Quality: mean reciprocal
 ranks of `topicscale label` with several candidates a topic.
 """
@@ -46,15 +46,17 @@ class Peer:
         from bertopic.representation import TextGeneration
         from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, pipeline
 
-        from topicscale.llm.models import folder, resolve
+        from topicscale.llm.models import computed_in, folder, resolve
 
         torch.set_num_threads(threads)
         where = folder(resolve(config.model))
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
-        )
+        dtype, quantization = getattr(torch, computed_in(config)), None
+        if config.quantization == "nf4":
+            quantization = BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+            )
         model = AutoModelForCausalLM.from_pretrained(
-            where, dtype=torch.bfloat16, quantization_config=quantization, device_map={"": "cpu"}, use_safetensors=True
+            where, dtype=dtype, quantization_config=quantization, device_map={"": "cpu"}, use_safetensors=True
         )
         generator = pipeline("text-generation", model=model, tokenizer=AutoTokenizer.from_pretrained(where))
         self._generation = TextGeneration(
@@ -108,6 +110,8 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=None, help="prompts at once (default: as `label` chooses without a GPU)")
+    parser.add_argument("--quantization", choices=["nf4", "none"], default="nf4", help="of both sides' weights, for the speed")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="that both sides compute in, for the speed")
     parser.add_argument("--only", choices=["speed", "quality"], default=None)
     arguments = parser.parse_args()
 
@@ -126,13 +130,14 @@ def main() -> None:
             run(load(values={"input": {"paths": [str(corpus(name, arguments.data))], "id_column": "id"}}), str(stores[name]), ui=quiet)
         if arguments.only != "quality":
             asks = [ask for store in stores.values() for ask in topics(store, arguments.topics)][: arguments.topics]
-            config = LlmConfig(batch_size=arguments.batch)
+            config = LlmConfig(batch_size=arguments.batch, quantization=arguments.quantization, dtype=arguments.dtype)
             row, differ = speed(asks, config, rounds=arguments.rounds, threads=arguments.threads)
             head = ["topics", "topicscale labels/s", "TextGeneration labels/s", "ratio", "rounds (s/s)", "same text"]
-            parts += ["## Speed", table(head, [row]), differ]
+            parts += [f"## Speed ({arguments.quantization}, {arguments.dtype})", table(head, [row]), differ]
             sizes = []
             for quantization in ("nf4", "none"):
-                model = Local(dataclasses.replace(config, quantization=quantization), threads=arguments.threads, device="cpu", batch=1)
+                held = dataclasses.replace(config, quantization=quantization, dtype="bfloat16")
+                model = Local(held, threads=arguments.threads, device="cpu", batch=1)
                 sizes.append([quantization, f"{model.memory / MIB:.0f}"])
             parts += ["## Weights in memory", table(["quantization", "MiB"], sizes)]
         if arguments.only != "speed":

@@ -2,8 +2,9 @@
 
     python -m benchmarks.quality --data ../shared/data
 
-Every method gets the same vectors (all-MiniLM-L6-v2) and the same partitions, and its topics get the same c-TF-IDF words
-(English stop words removed), so that only the clustering differs. NMI and ARI are over all documents; outliers are a
+Every method gets the same vectors (all-MiniLM-L6-v2) and the same partitions, and its topics get c-TF-IDF words (English stop
+words removed) of the documents that it takes them from: BERTopic of all but its outliers, topicscale of each topic's core.
+NMI and ARI are over all documents; outliers are a
 cluster of their own. NPMI takes each document as a window. Writes ``benchmarks/results/quality.md``.
 """
 
@@ -85,6 +86,11 @@ def divide(n: int, partitions: int, seed: int) -> list[npt.NDArray[np.int64]]:
 
 def ours(vectors: Vectors, parts: list[npt.NDArray[np.int64]], config: Config) -> npt.NDArray[np.int32]:
     """Return every document's topic, by the steps that the job takes."""
+    return with_cores(vectors, parts, config)[0]
+
+
+def with_cores(vectors: Vectors, parts: list[npt.NDArray[np.int64]], config: Config) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+    """Return every document's topic, and whether it is of its topic's core."""
     n, p = len(vectors), len(parts)
     size = local_min_cluster_size(config.cluster, config.topics.min_size, documents=n, partitions=p)
     sizes, sums = [], []
@@ -106,8 +112,10 @@ def ours(vectors: Vectors, parts: list[npt.NDArray[np.int64]], config: Config) -
         min_size=config.topics.min_size,
         rounds=config.topics.rounds,
         outliers=config.topics.outliers,
+        core=config.topics.core,
     )
-    return refine.assign(vectors, reference.vectors, reference.cutoffs)[0]
+    topics, similarity = refine.assign(vectors, reference.vectors, reference.cutoffs)
+    return topics, (topics >= 0) & (similarity >= reference.cores[topics])
 
 
 def bertopic(texts: list[str], vectors: Vectors) -> Any:
@@ -143,23 +151,28 @@ class Words:
         self.matrix = vectorizer.fit_transform(texts).tocsr()
         self.terms = vectorizer.get_feature_names_out()
 
-    def top(self, labels: npt.NDArray[Any], number: int = 10) -> list[list[str]]:
-        """Return each topic's words by c-TF-IDF (Grootendorst 2022, equation 2), outliers left out."""
+    def top(self, labels: npt.NDArray[Any], core: npt.NDArray[np.bool_] | None = None, number: int = 10) -> list[list[str]]:
+        """Return each topic's words by c-TF-IDF (Grootendorst 2022, equation 2) in its core, outliers left out."""
         from scipy.sparse import csr_matrix
 
         found, index = np.unique(labels, return_inverse=True)
-        member = csr_matrix((np.ones(len(labels)), (index.ravel(), np.arange(len(labels)))), shape=(len(found), len(labels)))
+        counted = np.ones(len(labels)) if core is None else (core | (labels < 0)).astype(np.float64)
+        member = csr_matrix((counted, (index.ravel(), np.arange(len(labels)))), shape=(len(found), len(labels)))
         counts = np.asarray((member @ self.matrix).todense(), dtype=np.float64)
-        weight = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) * np.log1p(counts.sum() / len(found) / counts.sum(axis=0))
+        weight = (
+            counts
+            / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+            * np.log1p(counts.sum() / len(found) / np.maximum(counts.sum(axis=0), 1))
+        )
         words = []
         for row in weight[found >= 0]:
             best = np.lexsort((np.arange(len(row)), -row))[:number]
             words.append([str(self.terms[i]) for i in best if row[i] > 0])
         return words
 
-    def measure(self, labels: npt.NDArray[Any]) -> tuple[float, float]:
+    def measure(self, labels: npt.NDArray[Any], core: npt.NDArray[np.bool_] | None) -> tuple[float, float]:
         """Return mean NPMI and topic diversity."""
-        topics = self.top(labels)
+        topics = self.top(labels, core)
         if not topics:
             return 0.0, 0.0
         coherence = float(npmi(topics, count_matrix(self.matrix, list(self.terms), topics)).mean())
@@ -167,10 +180,12 @@ class Words:
         return coherence, len(set(every)) / max(len(every), 1)
 
 
-def measure(labels: npt.NDArray[Any], true: list[str] | None, words: Words) -> list[float | None]:
+def measure(
+    labels: npt.NDArray[Any], true: list[str] | None, words: Words, core: npt.NDArray[np.bool_] | None = None
+) -> list[float | None]:
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-    coherence, diversity = words.measure(labels)
+    coherence, diversity = words.measure(labels, core)
     against = (None, None) if true is None else (normalized_mutual_info_score(true, labels), adjusted_rand_score(true, labels))
     return [*against, coherence, diversity, len(np.unique(labels[labels >= 0])), float((labels < 0).mean())]
 
@@ -216,7 +231,8 @@ def main() -> None:
         for p in options.partitions:
             runs = []
             for seed in range(1 if p == 1 else options.seeds):
-                runs.append(measure(ours(vectors, divide(len(texts), p, seed), config), true, words))
+                labels, core = with_cores(vectors, divide(len(texts), p, seed), config)
+                runs.append(measure(labels, true, words, core))
             number = max(2, int(statistics.fmean(float(run[4] or 0) for run in runs)))
             report(corpus, "topicscale", p, runs)
         if options.no_peers:

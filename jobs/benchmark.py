@@ -37,7 +37,7 @@ from topicscale.cluster import local_min_cluster_size, unit
 from topicscale.config import Config, InputConfig
 from topicscale.errors import RequestError
 from topicscale.merge import Leaves, merge
-from topicscale.refine import assign
+from topicscale.refine import ALL, assign
 from topicscale.store import Store, UnitWrite, write_part
 
 FEW, LEAST = 2_000, 5_000
@@ -228,7 +228,7 @@ def _spark_alone(config: Config, folder: Path, ui: Ui) -> SparkAlone:
             topics = np.arange(len(ids), dtype=np.int32) % TOPICS
             rows = pa.table({"doc_id": ids, "topic_id": topics, "probability": np.ones(len(ids), np.float32)})
             store.commit("assignments", [UnitWrite("assign", pid, "0" * 32, write_part(store.uri, "assignments", pid, rows))])
-        publish.count_terms(job, "0" * 32)
+        publish.count_terms(job, "0" * 32, cores=np.full(TOPICS, ALL, np.float32))
         return SparkAlone(characters, dict(job.timings))
 
 

@@ -26,7 +26,7 @@ from topicscale.merge import leaf_key
 from topicscale.refine import Sums, collect
 from topicscale.store import PENDING, Snapshot, Store, UnitWrite, next_version, unit_id, write_part
 from topicscale.tables import OUTLIER, TABLES
-from topicscale.terms import name, top_terms
+from topicscale.terms import KEYWORDS, name, top_terms
 
 PER_DOCUMENT = ("embeddings", "local_assignments", "assignments")
 REPRESENTATIVES = 3
@@ -151,6 +151,7 @@ def _remove(job: Job, reader: Store, base: Snapshot, gone: pa.Table, ids: list[s
         ids=ids,
         versions=base.versions,
         classes=int((left.counts > 0).sum()),
+        cores=before.topics.cores,
         txn={"topic_terms": (unit_id("terms"), next_version(job.store.unit_version("topic_terms", "terms"), fp))},
     )
     texts = {text[:SHOWN_CHARS] for text in gone["text"].to_pylist()}
@@ -216,7 +217,7 @@ def _among(column: pa.ChunkedArray, ids: list[str]) -> pa.ChunkedArray:
 
 
 def _write_topics(job: Job, base: Snapshot, fp: str, before: add.Base, left: Sums, removed: Sums, texts: set[str]) -> None:
-    best = top_terms(job.store.read_batches("topic_terms", ["topic_id", "term", "weight"]), job.config.terms.top_n_words)
+    best = top_terms(job.store.read_batches("topic_terms", KEYWORDS), job.config.terms.top_n_words)
     labels = job.store.read("topic_labels", version=base.versions["topic_labels"]).to_pylist()
     # what was made of a topic's documents may hold a word that nobody else wrote: it goes, until it is made again
     labels = [row for row in labels if row["aspect"] in GIVEN or not removed.counts[row["topic_id"] + 1]]

@@ -19,6 +19,7 @@ from topicscale.cluster import Float32, unit
 from topicscale.config import Config, InputConfig, TermsConfig
 from topicscale.errors import RequestError, StoreError
 from topicscale.leaf_terms import summed
+from topicscale.refine import ALL
 from topicscale.sites import is_merged
 from topicscale.store import Snapshot, Store, says
 from topicscale.tables import LOGS, OUTLIER, TABLES
@@ -316,7 +317,8 @@ def _topics(
                 "kind": "outliers" if topic == OUTLIER else "found",
                 "size": int(sizes[members].sum()),
                 "reference_vector": centres[topic + 1].tolist(),
-                "cutoff": None if topic == OUTLIER else -2.0,
+                "cutoff": None if topic == OUTLIER else ALL,
+                "core": None if topic == OUTLIER else ALL,
                 "parent_id": None,
                 "label": names.get(topic) or name(topic, words.get(topic, [])),
                 "keywords": words.get(topic, []),

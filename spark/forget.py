@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
@@ -64,6 +66,7 @@ def remove_terms(
     ids: Sequence[str],
     versions: Mapping[str, int],
     classes: int,
+    cores: Sequence[float] | NDArray[np.float32],
     txn: Mapping[str, tuple[str, int]],
 ) -> None:
     """Replace ``topic_terms`` with its counts less those of some documents, weighted anew.
@@ -75,13 +78,12 @@ def remove_terms(
     """
     if config.terms.min_df > 1:
         # a term may have become too rare, which sums cannot tell: all is counted again
-        terms.count_terms(spark, config.terms, store_uri=store_uri, txn=txn)
+        terms.count_terms(spark, config.terms, store_uri=store_uri, cores=cores, txn=txn)
         return
     gone = spark.createDataFrame([(doc_id,) for doc_id in ids], "doc_id string")
-    documents = load(spark, store_uri, "documents", version=versions["documents"]).select("doc_id", "partition_id", "text")
-    assignments = load(spark, store_uri, "assignments", version=versions["assignments"]).select("doc_id", "partition_id", "topic_id")
-    joined = documents.join(F.broadcast(gone), "doc_id").join(assignments, ["partition_id", "doc_id"])
-    counted = terms.counts(joined, config.terms, dictionaries=has_dictionaries(spark)).drop("frequency")
-    less = counted.select("topic_id", "term", (-F.col("count")).alias("count"), (-F.col("documents")).alias("documents"))
-    held = load(spark, store_uri, "topic_terms", version=versions["topic_terms"]).drop("weight")
+    documents = load(spark, store_uri, "documents", version=versions["documents"]).join(F.broadcast(gone), "doc_id")
+    assignments = load(spark, store_uri, "assignments", version=versions["assignments"])
+    counted = terms.counts(terms.with_topics(spark, documents, assignments, cores), config.terms, dictionaries=has_dictionaries(spark))
+    less = counted.select("topic_id", "term", *((-F.col(name)).alias(name) for name in terms.COUNTED[2:]))
+    held = load(spark, store_uri, "topic_terms", version=versions["topic_terms"]).select(*terms.COUNTED)
     terms.write_terms(spark, config.terms, [held, less], store_uri=store_uri, classes=classes, txn=txn)

@@ -152,9 +152,11 @@ def _rehearse(session: SparkSession, scratch: Path) -> None:
     for version in (1, 2):
         ingest(session, config, store_uri=store, txn=dict.fromkeys(("documents", "quarantine", "partitions"), ("set-up", version)))
     documents = load(session, store, "documents")
-    topics = documents.select("doc_id", "partition_id", F.length("text_hash").alias("topic_id"))
+    topics = documents.select(
+        "doc_id", "partition_id", F.length("text_hash").alias("topic_id"), F.lit(1.0).cast("float").alias("probability")
+    )
     topics.write.format("delta").partitionBy("partition_id").save(table_uri(store, "assignments"))
-    count_terms(session, config.terms, store_uri=store, versions={"documents": 1, "assignments": 0})
+    count_terms(session, config.terms, store_uri=store, cores=[0.0], versions={"documents": 1, "assignments": 0})
     vectors = documents.select(
         "doc_id", "partition_id", "text_hash", F.lit("space").alias("space"), F.array(F.lit(1.0).cast("float")).alias("vector")
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from pyspark import StorageLevel
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -12,6 +14,9 @@ from pyspark.sql import functions as F
 from spark.tables import load, replace_table
 from spark.words import has_dictionaries, ngrams, stop_words, without, words
 from topicscale.config import TermsConfig
+
+COUNTED = ("topic_id", "term", "count", "documents", "core_count")
+"""The columns of ``topic_terms`` that add up."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ def count_terms(
     config: TermsConfig,
     *,
     store_uri: str,
+    cores: Sequence[float] | NDArray[np.float32],
     versions: Mapping[str, int] | None = None,
     txn: Mapping[str, tuple[str, int]] | None = None,
 ) -> TermCounts:
@@ -39,21 +45,34 @@ def count_terms(
     ``documents`` and ``assignments`` are read at the given versions (the newest without). Outliers (topic -1) are a
     class like the others. One commit replaces the table, under the caller's transaction id and version, so that a
     repeated call changes nothing. The weights are those of :mod:`topicscale.ctfidf`.
+
+    Parameters
+    ----------
+    cores : float (topics,)
+        The probability from which on a document is of its topic's core, by topic id.
     """
     versions = versions or {}
-    documents = load(spark, store_uri, "documents", version=versions.get("documents")).select("doc_id", "partition_id", "text")
-    assignments = load(spark, store_uri, "assignments", version=versions.get("assignments")).select("doc_id", "partition_id", "topic_id")
+    documents = load(spark, store_uri, "documents", version=versions.get("documents"))
+    assignments = load(spark, store_uri, "assignments", version=versions.get("assignments"))
     topics = [row["topic_id"] for row in assignments.select("topic_id").distinct().collect()]
-    counted = counts(documents.join(assignments, ["partition_id", "doc_id"]), config, dictionaries=has_dictionaries(spark))
+    counted = counts(with_topics(spark, documents, assignments, cores), config, dictionaries=has_dictionaries(spark))
     counted = counted.persist(StorageLevel.MEMORY_AND_DISK)
     try:
-        totals = {row["topic_id"]: row["total"] for row in counted.groupBy("topic_id").agg(F.sum("count").alias("total")).collect()}
-        result = weigh(spark, counted, totals, classes=len(topics), config=config)
-        replace_table(result, store_uri, "topic_terms", txn=txn)
-        rows = counted.count()
+        return _replace(spark, config, counted, store_uri=store_uri, classes=len(topics), txn=txn)
     finally:
         counted.unpersist()
-    return TermCounts(rows, len(topics), sum(totals.values()))
+
+
+def with_topics(
+    spark: SparkSession, documents: DataFrame, assignments: DataFrame, cores: Sequence[float] | NDArray[np.float32]
+) -> DataFrame:
+    """Return ``topic_id``, ``text`` and ``core`` (whether it is of its topic's core) of the documents that are assigned."""
+    least = spark.createDataFrame([(topic, float(core)) for topic, core in enumerate(cores)], "topic_id int, least float")
+    assigned = assignments.select("doc_id", "partition_id", "topic_id", "probability").join(F.broadcast(least), "topic_id", "left")
+    # outliers have no core: all of them tell what outliers are like
+    assigned = assigned.withColumn("core", F.coalesce(F.col("probability") >= F.col("least"), F.lit(True)))
+    joined = documents.select("doc_id", "partition_id", "text").join(assigned, ["partition_id", "doc_id"])
+    return joined.select("topic_id", "text", "core")
 
 
 def add_terms(
@@ -64,6 +83,7 @@ def add_terms(
     partitions: Sequence[str],
     versions: Mapping[str, int],
     classes: int,
+    cores: Sequence[float] | NDArray[np.float32],
     txn: Mapping[str, tuple[str, int]],
 ) -> TermCounts:
     """Replace ``topic_terms`` with the counts it had, and those of the documents of some partitions, weighted anew.
@@ -77,16 +97,15 @@ def add_terms(
         Of ``documents`` and ``assignments``, which hold the partitions, and of ``topic_terms``, which is added to.
     """
     if config.min_df > 1:
-        return count_terms(spark, config, store_uri=store_uri, versions={k: v for k, v in versions.items() if k != "topic_terms"}, txn=txn)
+        whole = {table: version for table, version in versions.items() if table != "topic_terms"}
+        return count_terms(spark, config, store_uri=store_uri, cores=cores, versions=whole, txn=txn)
     documents, assignments = (
         load(spark, store_uri, name, version=versions[name]).where(F.col("partition_id").isin(list(partitions)))
         for name in ("documents", "assignments")
     )
-    joined = documents.select("doc_id", "partition_id", "text").join(
-        assignments.select("doc_id", "partition_id", "topic_id"), ["partition_id", "doc_id"]
-    )
-    new = counts(joined, config, dictionaries=has_dictionaries(spark)).drop("frequency")
-    held = load(spark, store_uri, "topic_terms", version=versions["topic_terms"]).drop("weight")
+    joined = with_topics(spark, documents, assignments, cores)
+    new = counts(joined, config, dictionaries=has_dictionaries(spark)).select(*COUNTED)
+    held = load(spark, store_uri, "topic_terms", version=versions["topic_terms"]).select(*COUNTED)
     return write_terms(spark, config, [held, new], store_uri=store_uri, classes=classes, txn=txn)
 
 
@@ -99,7 +118,7 @@ def write_terms(
     classes: int,
     txn: Mapping[str, tuple[str, int]],
 ) -> TermCounts:
-    """Replace ``topic_terms`` with the sum of parts (``topic_id``, ``term``, ``count``, ``documents``), weighted anew.
+    """Replace ``topic_terms`` with the sum of parts (:data:`COUNTED`), weighted anew.
 
     Parameters
     ----------
@@ -109,47 +128,83 @@ def write_terms(
     union = parts[0]
     for part in parts[1:]:
         union = union.unionByName(part)
-    per_topic = union.groupBy("topic_id", "term").agg(F.sum("count").alias("count"), F.sum("documents").alias("documents"))
+    per_topic = union.groupBy("topic_id", "term").agg(*(F.sum(name).alias(name) for name in COUNTED[2:]))
     per_topic = per_topic.where(F.col("count") > 0)
-    frequency = per_topic.groupBy("term").agg(F.sum("count").alias("frequency"))
-    counted = per_topic.join(frequency, "term").persist(StorageLevel.MEMORY_AND_DISK)
+    counted = per_topic.join(_frequencies(per_topic), "term").persist(StorageLevel.MEMORY_AND_DISK)
     try:
-        totals = {row["topic_id"]: row["total"] for row in counted.groupBy("topic_id").agg(F.sum("count").alias("total")).collect()}
-        replace_table(weigh(spark, counted, totals, classes=classes, config=config), store_uri, "topic_terms", txn=txn)
-        rows = counted.count()
+        return _replace(spark, config, counted, store_uri=store_uri, classes=classes, txn=txn)
     finally:
         counted.unpersist()
-    return TermCounts(rows, len(totals), sum(totals.values()))
+
+
+def _frequencies(per_topic: DataFrame, *more: Column) -> DataFrame:
+    """Return each term's counts over all topics."""
+    both = F.sum("count").alias("frequency"), F.sum("core_count").alias("core_frequency")
+    return per_topic.groupBy("term").agg(*both, *more)
+
+
+def _replace(
+    spark: SparkSession,
+    config: TermsConfig,
+    counted: DataFrame,
+    *,
+    store_uri: str,
+    classes: int,
+    txn: Mapping[str, tuple[str, int]] | None,
+) -> TermCounts:
+    """Write what was counted, with its weights."""
+    sums = counted.groupBy("topic_id").agg(F.sum("count").alias("total"), F.sum("core_count").alias("core_total"))
+    totals = {row["topic_id"]: (row["total"], row["core_total"]) for row in sums.collect()}
+    replace_table(weigh(spark, counted, totals, classes=classes, config=config), store_uri, "topic_terms", txn=txn)
+    return TermCounts(counted.count(), classes, sum(total for total, _ in totals.values()))
 
 
 def counts(frame: DataFrame, config: TermsConfig, *, dictionaries: bool) -> DataFrame:
-    """Return ``topic_id``, ``term``, ``count``, ``documents`` and ``frequency`` (the term's count over all topics).
+    """Return :data:`COUNTED`, and ``frequency`` and ``core_frequency`` (the term's counts over all topics).
 
-    ``frame`` has ``topic_id`` and ``text``. Stop words go before n-grams are built, as in scikit-learn; n-grams stay
+    ``frame`` is as :func:`with_topics` returns it. Stop words go before n-grams are built, as in scikit-learn; n-grams stay
     within a document; a term in fewer than ``min_df`` documents of the corpus is dropped.
     """
     tokens = without(words(F.col("text"), dictionaries=dictionaries, lowercase=config.lowercase), stop_words(config.stop_words))
-    terms = frame.select("topic_id", F.array_sort(ngrams(tokens, config.ngram_range)).alias("terms"))
+    terms = frame.select(
+        "topic_id", F.col("core").cast("long").alias("core"), F.array_sort(ngrams(tokens, config.ngram_range)).alias("terms")
+    )
     # sorted, a term's first occurrence in its document is the one that differs from its neighbour: no shuffle by document
     shifted = F.concat(F.array(F.lit(None).cast("string")), F.slice("terms", 1, F.greatest(F.size("terms") - 1, F.lit(0))))
     # explode_outer: for plain explode the optimizer adds a filter that splits every text into words a second time
-    pairs = terms.select("topic_id", F.explode_outer(F.arrays_zip(F.col("terms").alias("term"), shifted.alias("before"))).alias("pair"))
-    first: Column = (~F.col("pair.term").eqNullSafe(F.col("pair.before"))).cast("long")
-    per_topic = pairs.select("topic_id", "pair.term", first.alias("first")).where(F.col("term").isNotNull()).groupBy("topic_id", "term")
-    per_topic = per_topic.agg(F.count("*").alias("count"), F.sum("first").alias("documents"))
-    per_term = per_topic.groupBy("term").agg(F.sum("count").alias("frequency"), F.sum("documents").alias("df"))
-    return per_topic.join(per_term.where(F.col("df") >= config.min_df).drop("df"), "term").select(
-        "topic_id", "term", "count", "documents", "frequency"
+    pairs = terms.select(
+        "topic_id", "core", F.explode_outer(F.arrays_zip(F.col("terms").alias("term"), shifted.alias("before"))).alias("pair")
     )
+    first: Column = (~F.col("pair.term").eqNullSafe(F.col("pair.before"))).cast("long")
+    found = pairs.select("topic_id", "core", "pair.term", first.alias("first")).where(F.col("term").isNotNull())
+    per_topic = found.groupBy("topic_id", "term").agg(
+        F.count("*").alias("count"), F.sum("first").alias("documents"), F.sum("core").alias("core_count")
+    )
+    per_term = _frequencies(per_topic, F.sum("documents").alias("df")).where(F.col("df") >= config.min_df).drop("df")
+    return per_topic.join(per_term, "term").select(*COUNTED, "frequency", "core_frequency")
 
 
-def weigh(spark: SparkSession, counted: DataFrame, totals: Mapping[int, int], *, classes: int, config: TermsConfig) -> DataFrame:
-    """Return the rows of ``topic_terms``: ``counted`` with the weight of each row."""
-    average = sum(totals.values()) // max(1, classes)
-    frequency = F.col("frequency").cast("double")
-    ratio = (average - frequency + 0.5) / (frequency + 0.5) if config.bm25_weighting else average / frequency
-    idf = F.log(ratio + 1.0)
-    share = F.col("count") / F.col("total")
-    share = F.sqrt(share) if config.reduce_frequent_words else share
-    sizes = spark.createDataFrame(sorted(totals.items()), "topic_id int, total bigint")
-    return counted.join(F.broadcast(sizes), "topic_id").select("topic_id", "term", "count", "documents", (share * idf).alias("weight"))
+def weigh(
+    spark: SparkSession, counted: DataFrame, totals: Mapping[int, tuple[int, int]], *, classes: int, config: TermsConfig
+) -> DataFrame:
+    """Return the rows of ``topic_terms``: ``counted`` with the weights of each row, of all documents and of cores alone.
+
+    Parameters
+    ----------
+    totals : mapping
+        Topic id -> its terms, and those of its core.
+    """
+
+    def weight(kind: str, terms: int) -> Column:
+        average = terms // max(1, classes)
+        # a term, or a whole topic, that no core holds has a count of 0 and hence no weight
+        frequency = F.greatest(F.col(f"{kind}frequency"), F.lit(1)).cast("double")
+        ratio = (average - frequency + 0.5) / (frequency + 0.5) if config.bm25_weighting else average / frequency
+        share = F.col(f"{kind}count") / F.greatest(F.col(f"{kind}total"), F.lit(1))
+        return ((F.sqrt(share) if config.reduce_frequent_words else share) * F.log(ratio + 1.0)).alias(f"{kind}weight")
+
+    whole, core = (sum(numbers) for numbers in zip(*totals.values(), strict=True)) if totals else (0, 0)
+    rows = [(topic, *numbers) for topic, numbers in sorted(totals.items())]
+    sizes = spark.createDataFrame(rows, "topic_id int, total bigint, core_total bigint")
+    joined = counted.join(F.broadcast(sizes), "topic_id")
+    return joined.select("topic_id", "term", "count", "documents", weight("", whole), "core_count", weight("core_", core))

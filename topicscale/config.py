@@ -129,6 +129,8 @@ class TopicsConfig:
     """Greatest share of documents left as outliers (topic -1); None is 1 %. No topic is cut below ``min_size`` for it."""
     rounds: int = 3
     """Rounds of refinement."""
+    core: float = 0.5
+    """Share of a topic's documents, those nearest to its centre, that its keywords are taken from; at least 30 documents. 1 takes all."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,10 @@ class LlmConfig:
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the server's key. The key itself has no place in a configuration."""
     quantization: Literal["nf4", "none"] = "nf4"
-    """nf4: 4-bit weights by bitsandbytes, doubly quantised, computed in bfloat16. none: bfloat16 weights."""
+    """nf4: 4-bit weights by bitsandbytes, doubly quantised. none: weights of ``dtype``."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """What the backend transformers computes in. ``auto``: bfloat16. With quantization=none and float32, an answer does not depend on the
+    prompts that it is answered with; in bfloat16 it can. On processors bitsandbytes may compute in bfloat16 whatever is asked."""
     prompt: str | None = None
     """The question about one topic, or a file that holds it; [DOCUMENTS] and [KEYWORDS] are filled in. None takes the packaged one."""
     system_prompt: str | None = None
@@ -266,7 +271,7 @@ class FinetuneConfig:
     accumulate: int = 1
     """Batches of which the gradients are averaged for one step."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """``auto``: bfloat16 on a GPU that has it, else float32."""
+    """Of the products; weights are float32. ``auto``: bfloat16 on a GPU, and on processors that multiply it faster; else float32."""
     deepspeed: str | None = None
     """A preset (deepspeed-zero1, deepspeed-zero2) or DeepSpeed's own JSON file."""
     workers: int | None = None
@@ -601,6 +606,7 @@ def _validate(config: Config) -> None:
     check(c.topics.similarity is None or -1 <= c.topics.similarity <= 1, "topics.similarity", "between -1 and 1")
     check(c.topics.outliers is None or 0 <= c.topics.outliers < 1, "topics.outliers", "at least 0 and below 1")
     check(c.topics.rounds >= 0, "topics.rounds", "at least 0")
+    check(0 < c.topics.core <= 1, "topics.core", "above 0 and at most 1")
     check(c.cluster.min_cluster_size is None or c.cluster.min_cluster_size > 1, "cluster.min_cluster_size", "above 1")
     names = [name.strip() for name in c.zeroshot.topics]
     fit = all(name and name.isprintable() and len(name) <= NAME_CHARS for name in names) and len(set(names)) == len(names)

@@ -62,6 +62,8 @@ def reconciled(vocabularies: Iterable[str]) -> str:
 def summed(rows: pa.Table, topics: npt.NDArray[np.int64], config: TermsConfig) -> pa.Table:
     """Return ``topic_terms`` of topics made of leaves: counts add up, and weights are those of the sums.
 
+    Leaves do not tell which documents are a topic's core: all of them are.
+
     Parameters
     ----------
     rows : Table
@@ -93,7 +95,8 @@ def summed(rows: pa.Table, topics: npt.NDArray[np.int64], config: TermsConfig) -
     table = pa.concat_tables(parts).group_by(["topic_id", "term"]).aggregate([("count", "sum"), ("documents", "sum")])
     table = table.sort_by([("topic_id", "ascending"), ("term", "ascending")])
     weights = weigh(table, config, classes=len(np.unique(topics)))
-    columns = [table["topic_id"], table["term"], table["count_sum"], table["documents_sum"], pa.array(weights)]
+    counts, weighed = table["count_sum"], pa.array(weights)
+    columns = [table["topic_id"], table["term"], counts, table["documents_sum"], weighed, counts, weighed]
     return pa.table(columns, names=schema.names).cast(schema)
 
 

@@ -291,9 +291,9 @@ class TopicModel:
 
     @cached_property
     def _terms(self) -> dict[int, list[tuple[str, float]]]:
-        from topicscale.terms import top_terms
+        from topicscale.terms import KEYWORDS, top_terms
 
-        return top_terms(self._fitted().read_batches("topic_terms", ["topic_id", "term", "weight"]), self.config.terms.top_n_words)
+        return top_terms(self._fitted().read_batches("topic_terms", KEYWORDS), self.config.terms.top_n_words)
 
     @cached_property
     def topics_(self) -> list[int]:

@@ -27,6 +27,10 @@ BINS = 2000
 
 OUTLIERS = 0.01
 """Share of documents left as outliers where none is asked for."""
+CORE_DOCUMENTS = 30
+"""A topic's core holds so many documents, where it has them: the words of fewer say more of the documents than of the topic."""
+ALL = -2.0
+"""A cosine that every document reaches."""
 
 Map = Callable[..., Iterable[Any]]
 """``over(function, *arguments)`` gives ``function(vectors, *arguments)`` for every partition, in any order."""
@@ -53,6 +57,8 @@ class Reference:
     """(k, d) unit rows."""
     cutoffs: Float32
     """(k,): documents less similar than this to their nearest topic are outliers."""
+    cores: Float32
+    """(k,): documents at least this similar are the topic's core, which its keywords are taken from."""
     kept: Int64
     """(k,): the merged topic each comes from; the others dissolved."""
 
@@ -64,6 +70,7 @@ def refine(
     min_size: int = 10,
     rounds: int = 3,
     outliers: float | None = None,
+    core: float = 1.0,
 ) -> Reference:
     """Return the topics' frozen reference vectors and cut-offs after ``rounds`` rounds over all partitions.
 
@@ -80,13 +87,15 @@ def refine(
     outliers : float, optional
         Share of documents to leave as outliers; ``OUTLIERS`` by default. What a density-based algorithm calls noise is
         mostly documents between topics rather than outside all: giving them to their nearest topic agrees better with
-        known labels, and topics' words are as coherent (see ``benchmarks/quality.py``).
+        known labels (see ``benchmarks/quality.py``).
+    core : float
+        Share of each topic's documents that are its core.
     """
     outliers = OUTLIERS if outliers is None else outliers
     vectors = unit(centroids).astype(np.float32)
     kept = np.arange(len(vectors), dtype=np.int64)
     if len(vectors) == 0:
-        return Reference(vectors, np.zeros(0, np.float32), kept)
+        return Reference(vectors, np.zeros(0, np.float32), np.zeros(0, np.float32), kept)
     for _ in range(rounds):
         vectors = update(total(over(accumulate, vectors)), vectors)
     bins = sum_histograms(over(histogram, vectors), len(vectors))
@@ -95,8 +104,8 @@ def refine(
         # removing centroids only adds to the others, so one pass is enough
         small[int(np.argmax(bins.sum(axis=1)))] = False
         vectors, kept = vectors[~small], kept[~small]
-        bins = sum_histograms(over(histogram, vectors), len(vectors)) if outliers > 0 else bins[~small]
-    return Reference(vectors, cutoffs(bins, outliers, min_size=min_size), kept)
+        bins = sum_histograms(over(histogram, vectors), len(vectors)) if outliers > 0 or core < 1 else bins[~small]
+    return Reference(vectors, cutoffs(bins, outliers, min_size=min_size), cores(bins, core), kept)
 
 
 def nearest(vectors: Float32, references: Float32) -> tuple[Int32, Float32]:
@@ -206,7 +215,7 @@ def cutoffs(bins: Int64, share: float, *, min_size: int = 1) -> Float32:
     k = len(bins)
     counts = bins.sum(axis=1)
     if k == 0 or share <= 0 or counts.sum() == 0:
-        return np.full(k, -2.0, np.float32)
+        return np.full(k, ALL, np.float32)
     centre = (np.arange(BINS) + 0.5) * 2.0 / BINS - 1.0
     safe = np.maximum(counts, 1)
     mean = bins @ centre / safe
@@ -229,7 +238,26 @@ def cutoffs(bins: Int64, share: float, *, min_size: int = 1) -> Float32:
         else:
             high = middle
     chosen = edges(high)
-    return np.where(chosen <= 0, -2.0, chosen * 2.0 / BINS - 1.0).astype(np.float32)
+    return _edge(chosen)
+
+
+def cores(bins: Int64, share: float) -> Float32:
+    """Return the cosine, float32 (k,), that the nearest ``share`` of each topic's documents reach, :data:`CORE_DOCUMENTS` at least.
+
+    A topic that takes every document, as here all but a percent do, has words at its rim that belong to its neighbours
+    as much. What is counted in the core alone tells more of it: words are more coherent and differ more between topics
+    (see ``benchmarks/results/quality.md``).
+    """
+    counts = bins.sum(axis=1)
+    wanted = np.minimum(counts, np.maximum(np.ceil(share * counts), CORE_DOCUMENTS))
+    from_edge = np.cumsum(bins[:, ::-1], axis=1)[:, ::-1]  # documents at or above edge e, falling with e
+    reached = (from_edge >= wanted[:, None]).sum(axis=1) - 1
+    return _edge(np.where(wanted < counts, reached, 0))
+
+
+def _edge(bins: Int64) -> Float32:
+    """Return the cosine that a bin begins at, and what everything reaches for the first."""
+    return np.where(bins <= 0, ALL, bins * 2.0 / BINS - 1.0).astype(np.float32)
 
 
 def local(parts: Sequence[Float32]) -> Map:

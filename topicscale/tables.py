@@ -14,7 +14,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
 """Raised when a table changes so that older stores cannot be read."""
 
 OUTLIER = -1
@@ -61,7 +61,12 @@ TABLES: dict[str, TableSpec] = {
         TableSpec("quarantine", _schema(source=_STR, reason=_STR, raw=_STR), "spark"),
         # one row a partition; digest: of its (doc_id, text_hash) pairs, whatever their order
         TableSpec("partitions", _schema(partition_id=_STR, value=_STR, rows=_LONG, chars=_LONG, digest=_STR), "spark"),
-        TableSpec("topic_terms", _schema(topic_id=_INT, term=_STR, count=_LONG, documents=_LONG, weight=_DOUBLE), "spark"),
+        # core_count and core_weight: of the documents nearest to the topic's centre, which keywords are chosen by (topics.core)
+        TableSpec(
+            "topic_terms",
+            _schema(topic_id=_INT, term=_STR, count=_LONG, documents=_LONG, weight=_DOUBLE, core_count=_LONG, core_weight=_DOUBLE),
+            "spark",
+        ),
         # -- written by delta-rs ---------------------------------------------------------------------------------
         # text_hash and space let vectors be reused when partitions change, and never across two models or precisions: this space
         # is the model's (as in site_topics) with backend and dtype, see jobs/stages/embed.py
@@ -92,7 +97,9 @@ TABLES: dict[str, TableSpec] = {
                 kind=_STR,
                 size=_LONG,
                 reference_vector=_VECTOR,
+                # cosines to reference_vector: below the one a document is an outlier, from the other on it is of the topic's core
                 cutoff=_FLOAT,
+                core=_FLOAT,
                 parent_id=_INT,
                 label=_STR,
                 keywords=_STRINGS,

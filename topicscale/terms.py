@@ -9,6 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+KEYWORDS = ["topic_id", "term", "core_weight"]
+"""The columns of ``topic_terms`` that keywords are chosen by."""
+
 
 def top_terms(batches: Iterable[pa.RecordBatch], number: int) -> dict[int, list[tuple[str, float]]]:
     """Return each topic's ``number`` terms of the highest weight, best first; equal weights go alphabetically.
@@ -16,22 +19,22 @@ def top_terms(batches: Iterable[pa.RecordBatch], number: int) -> dict[int, list[
     Parameters
     ----------
     batches : iterable of RecordBatch
-        With the columns ``topic_id``, ``term``, ``weight``; any order.
+        With the columns :data:`KEYWORDS`; any order.
     """
     best: pa.Table | None = None
     for batch in batches:
-        rows = pa.Table.from_batches([batch]).select(["topic_id", "term", "weight"])
+        rows = pa.Table.from_batches([batch]).select(KEYWORDS)
         best = _best(rows if best is None else pa.concat_tables([best, rows]), number)
     found: dict[int, list[tuple[str, float]]] = {}
     if best is not None:
         for row in best.to_pylist():
-            found.setdefault(row["topic_id"], []).append((row["term"], row["weight"]))
+            found.setdefault(row["topic_id"], []).append((row["term"], row["core_weight"]))
     return found
 
 
 def _best(rows: pa.Table, number: int) -> pa.Table:
-    rows = rows.filter(pc.greater(rows["weight"], 0.0))
-    order = [("topic_id", "ascending"), ("weight", "descending"), ("term", "ascending")]
+    rows = rows.filter(pc.greater(rows["core_weight"], 0.0))
+    order = [("topic_id", "ascending"), ("core_weight", "descending"), ("term", "ascending")]
     rows = rows.sort_by(order).combine_chunks()
     topics = rows["topic_id"].to_numpy()
     if len(topics) == 0:

@@ -20,14 +20,14 @@ from jobs.stages.zeroshot import Names, key_of
 from ray_actors.parts import to_matrix
 from ray_actors.refine import Nearest
 from topicscale import labels as naming
-from topicscale.cluster import unit
+from topicscale.cluster import Float32, unit
 from topicscale.federate import vector_sums
 from topicscale.merge import leaf_key, topic_key
 from topicscale.novel import newcomers
-from topicscale.refine import Sums
+from topicscale.refine import ALL, Sums
 from topicscale.store import Snapshot, next_version, says, unit_id
 from topicscale.tables import OUTLIER, TABLES
-from topicscale.terms import name, top_terms
+from topicscale.terms import KEYWORDS, name, top_terms
 
 MARGIN = 0.1
 """How far below a topic's mean cosine a document still counts as explained by it."""
@@ -63,6 +63,7 @@ def read_base(job: Job, base: Snapshot) -> Base:
         [row["topic_key"] for row in found],
         vectors,
         np.array([row["cutoff"] for row in found], np.float32),
+        np.array([row["core"] for row in found], np.float32),
         counts[1:],
         np.full(len(found), -1, np.int64),
         [given.get(row["topic_id"], row["label"]) if row["kind"] == "zeroshot" else "" for row in found],
@@ -143,6 +144,7 @@ def extend(job: Job, base: Base, partitions: list[str], *, height: float, names:
         topics.keys + keys,
         np.concatenate([topics.vectors.reshape(k, -1 if k else len(centres[0])), np.array(centres, np.float32)]),
         np.concatenate([topics.cutoffs, least, np.full(number, cutoff, np.float32)]),
+        np.concatenate([topics.cores, np.full(new, ALL, np.float32)]),
         np.concatenate([topics.sizes, np.zeros(new, np.int64)]),
         np.concatenate([topics.merged, np.full(new, -1, np.int64)]),
         topics.names + labels + [""] * number,
@@ -169,9 +171,9 @@ def publish_batch(
     number = len(found.topics.keys)
     added, nearest = publish.summarise(job, number, pids, rows)
     total = Sums(_grown(before.sums.counts, number + 1) + added.counts, _grown(before.sums.vector_sums, number + 1) + added.vector_sums)
-    _add_terms(job, base, fp, pids, classes=int((total.counts > 0).sum()))
+    _add_terms(job, base, fp, pids, classes=int((total.counts > 0).sum()), cores=found.topics.cores)
     texts = publish.read_texts(job, [nearest[topic] for topic in found.new])
-    keywords = top_terms(job.store.read_batches("topic_terms", ["topic_id", "term", "weight"]), job.config.terms.top_n_words)
+    keywords = top_terms(job.store.read_batches("topic_terms", KEYWORDS), job.config.terms.top_n_words)
     _write_topics(job, base, fp, before, found, total, keywords, nearest, texts)
     _write_lineage(job, base, fp, found, set(pids))
     names = naming.names(job.store.read("topic_labels", version=base.versions["topic_labels"]).to_pylist())
@@ -209,7 +211,7 @@ def _grown(values: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
     return np.concatenate([values, more])
 
 
-def _add_terms(job: Job, base: Snapshot, fp: str, partitions: list[str], *, classes: int) -> None:
+def _add_terms(job: Job, base: Snapshot, fp: str, partitions: list[str], *, classes: int, cores: Float32) -> None:
     previous = job.store.unit_version("topic_terms", "terms")
     if says(previous, fp):
         return
@@ -224,6 +226,7 @@ def _add_terms(job: Job, base: Snapshot, fp: str, partitions: list[str], *, clas
         partitions=partitions,
         versions={**versions, "topic_terms": base.versions["topic_terms"]},
         classes=classes,
+        cores=cores,
         txn={"topic_terms": (unit_id("terms"), next_version(previous, fp))},
     )
     job.whole("terms", fp, rows=counted.rows, seconds=time.monotonic() - began)

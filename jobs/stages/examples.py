@@ -19,6 +19,7 @@ from jobs.progress import Ui
 from jobs.stages.tutors import Tutors
 from ray_actors.finetune import PROGRESS
 from topicscale.config import Config, fingerprint, presets
+from topicscale.embedding import best_dtype
 from topicscale.errors import ConfigError, InputError, RequestError
 from topicscale.finetune import base as bases
 from topicscale.finetune import data as reading
@@ -258,7 +259,7 @@ def train_step(
 def _precision(asked: str, *, gpu: bool) -> str:
     if asked != "auto":
         return asked
-    return "bfloat16" if gpu else "float32"
+    return "bfloat16" if gpu else best_dtype("cpu")
 
 
 def _examples(

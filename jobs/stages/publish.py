@@ -18,13 +18,13 @@ from ray_actors.parts import to_list_array
 from ray_actors.pool import Unit
 from ray_actors.refine import SHOWN_CHARS, Nearest, by_partition, nearer
 from topicscale import labels
-from topicscale.cluster import unit
+from topicscale.cluster import Float32, unit
 from topicscale.leaf_terms import term_maps, vocabulary
 from topicscale.merge import leaf_key, topic_key
 from topicscale.refine import Sums, assign
 from topicscale.store import next_version, says, unit_id
 from topicscale.tables import OUTLIER, TABLES
-from topicscale.terms import name, top_terms
+from topicscale.terms import KEYWORDS, name, top_terms
 
 _TABLES = ("topics", "topic_lineage", "topic_labels", "site_topics")
 
@@ -79,7 +79,7 @@ def publish(
     beside = _Thread(on_ray)
     beside.start()
     try:
-        count_terms(job, terms)
+        count_terms(job, terms, cores=topics.cores)
     finally:
         beside.join()
     summary = beside.result()
@@ -88,7 +88,7 @@ def publish(
     sums, nearest = summary
     began = time.monotonic()
     texts = read_texts(job, nearest)
-    keywords = top_terms(job.store.read_batches("topic_terms", ["topic_id", "term", "weight"]), job.config.terms.top_n_words)
+    keywords = top_terms(job.store.read_batches("topic_terms", KEYWORDS), job.config.terms.top_n_words)
     names, gone = labels.carried(job.store, topics.keys)
     for label in gone:
         job.ui.log("warning", f"publish: the topic that was named {label!r} is gone; generations before this one keep it")
@@ -99,7 +99,7 @@ def publish(
     return fp
 
 
-def count_terms(job: Job, fp: str) -> None:
+def count_terms(job: Job, fp: str, *, cores: Float32) -> None:
     """Write ``topic_terms``, unless it holds what ``fp`` says."""
     if says(job.store.unit_version("topic_terms", "terms"), fp):
         return
@@ -108,7 +108,9 @@ def count_terms(job: Job, fp: str) -> None:
     began = time.monotonic()
     versions = {table: job.store.table(table).version() for table in ("documents", "assignments")}
     transaction = {"topic_terms": (unit_id("terms"), next_version(job.store.unit_version("topic_terms", "terms"), fp))}
-    counted = shell.count_terms(job.engines.spark, job.config.terms, store_uri=job.store.uri, versions=versions, txn=transaction)
+    counted = shell.count_terms(
+        job.engines.spark, job.config.terms, store_uri=job.store.uri, cores=cores, versions=versions, txn=transaction
+    )
     job.whole("terms", fp, rows=counted.rows, seconds=time.monotonic() - began)
 
 
@@ -211,6 +213,7 @@ def topic_row(topic: int, topics: Topics, sums: Sums, keywords: list[str], repre
         "size": int(sums.counts[topic + 1]),
         "reference_vector": vector.astype(np.float32).tolist(),
         "cutoff": None if outlier else float(topics.cutoffs[topic]),
+        "core": None if outlier else float(topics.cores[topic]),
         "parent_id": None,
         "label": given or name(topic, keywords),
         "keywords": keywords,

@@ -38,6 +38,8 @@ class Topics:
     keys: list[str]
     vectors: npt.NDArray[np.float32]
     cutoffs: npt.NDArray[np.float32]
+    cores: npt.NDArray[np.float32]
+    """(k,): see :class:`topicscale.refine.Reference`."""
     sizes: npt.NDArray[np.int64]
     merged: npt.NDArray[np.int64]
     """(k,): the merged topic each comes from; -1 for named ones, and for those that an update brought."""
@@ -95,13 +97,18 @@ def refine(job: Job, clustered: Mapping[str, str], rows: Mapping[str, int], heig
     over = over if names is None else names.left_out(over)
     total = sum(rows[pid] for pid in clustered)
     found = steps.refine(
-        over, merged.centroids, min_size=job.config.topics.min_size, rounds=job.config.topics.rounds, outliers=job.config.topics.outliers
+        over,
+        merged.centroids,
+        min_size=job.config.topics.min_size,
+        rounds=job.config.topics.rounds,
+        outliers=job.config.topics.outliers,
+        core=job.config.topics.core,
     )
     counts = (
         sum(over("count", found.vectors, found.cutoffs), np.zeros(len(found.kept), np.int64)) if len(found.kept) else np.zeros(0, np.int64)
     )
     keys = [merged.keys[int(topic)] for topic in found.kept]
-    result = Topics(keys, found.vectors, found.cutoffs, counts, found.kept, [""] * len(keys))
+    result = Topics(keys, found.vectors, found.cutoffs, found.cores, counts, found.kept, [""] * len(keys))
     result = _ordered(result if names is None else _with_names(result, names))
     job.keep(name, **_arrays(result))
     job.whole(
@@ -120,6 +127,7 @@ def _with_names(found: Topics, names: Names) -> Topics:
         names.keys + found.keys,
         np.concatenate([names.vectors, found.vectors.reshape(-1, width)]),
         np.concatenate([np.full(number, names.min_similarity, np.float32), found.cutoffs]),
+        np.concatenate([np.full(number, steps.ALL, np.float32), found.cores]),
         np.concatenate([names.sizes, found.sizes]),
         np.concatenate([np.full(number, -1, np.int64), found.merged]),
         names.labels + found.names,
@@ -132,6 +140,7 @@ def _ordered(topics: Topics) -> Topics:
         [topics.keys[i] for i in order],
         topics.vectors[order],
         topics.cutoffs[order],
+        topics.cores[order],
         topics.sizes[order],
         topics.merged[order],
         [topics.names[i] for i in order],
@@ -177,6 +186,7 @@ def _arrays(topics: Topics) -> dict[str, npt.NDArray[Any]]:
         "keys": np.array(topics.keys, dtype="U32"),
         "vectors": topics.vectors,
         "cutoffs": topics.cutoffs,
+        "cores": topics.cores,
         "sizes": topics.sizes,
         "merged": topics.merged,
         "names": np.array(topics.names, dtype=f"U{NAME_CHARS}"),
@@ -184,10 +194,9 @@ def _arrays(topics: Topics) -> dict[str, npt.NDArray[Any]]:
 
 
 def _load(kept: Mapping[str, npt.NDArray[Any]]) -> Topics:
-    keys = kept["keys"].tolist()
-    # what was kept before there were names has none
-    names = kept["names"].tolist() if "names" in kept else [""] * len(keys)
-    return Topics(keys, kept["vectors"], kept["cutoffs"], kept["sizes"], kept["merged"], names)
+    return Topics(
+        kept["keys"].tolist(), kept["vectors"], kept["cutoffs"], kept["cores"], kept["sizes"], kept["merged"], kept["names"].tolist()
+    )
 
 
 def _matrix(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:

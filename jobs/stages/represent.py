@@ -22,7 +22,7 @@ from topicscale.represent.steps import LLM, Step, parse
 from topicscale.represent.view import Float32, View
 from topicscale.store import Snapshot, Store
 from topicscale.tables import OUTLIER
-from topicscale.terms import top_terms
+from topicscale.terms import KEYWORDS, top_terms
 
 LONGEST, CHARACTERS = 20_000, 40
 """Characters of a document that steps see: at most, and for each unit of ``llm.doc_length``."""
@@ -200,7 +200,7 @@ def _fixed(held: list[dict[str, Any]], known: list[int], chosen: list[int], aspe
 def _views(job: Job, base: Snapshot, store: Store, rows: list[dict[str, Any]], *, terms: int) -> dict[int, View]:
     """Return what steps see of topics: terms, and documents where the store has any, the nearest that are not too much alike."""
     counted = "topic_terms" in base.versions
-    best = top_terms(store.read_batches("topic_terms", ["topic_id", "term", "weight"]), terms) if counted else {}
+    best = top_terms(store.read_batches("topic_terms", KEYWORDS), terms) if counted else {}
     texts, vectors, ids = _documents(job, base, [row["topic_id"] for row in rows]) if "documents" in base.versions else ({}, {}, {})
     views = {}
     for row in rows:

@@ -76,16 +76,19 @@ def _store(folder, texts, topics):
     write_deltalake(
         folder / "documents", pa.table({"doc_id": ids, "partition_id": partitions, "text": texts}), partition_by=["partition_id"]
     )
-    assigned = pa.table({"doc_id": ids, "partition_id": partitions, "topic_id": pa.array(topics, pa.int32())})
+    probabilities = pa.array([0.9, 0.5][: len(ids)] * (len(ids) // 2) + [0.9] * (len(ids) % 2), pa.float32())
+    assigned = pa.table({"doc_id": ids, "partition_id": partitions, "topic_id": pa.array(topics, pa.int32()), "probability": probabilities})
     write_deltalake(folder / "assignments", assigned, partition_by=["partition_id"])
     return str(folder)
 
 
-def _expected(texts, topics, config):
+def _expected(texts, topics, config, core=None):
     vectorizer = CountVectorizer(
         stop_words=config.stop_words, ngram_range=config.ngram_range, min_df=config.min_df, lowercase=config.lowercase
     )
     per_document = vectorizer.fit_transform(texts)
+    if core is not None:
+        per_document[[i for i in range(len(texts)) if i not in set(core)]] = 0
     classes = sorted(set(topics))
     rows = np.array(topics)
     sums = sp.csr_matrix(np.vstack([np.asarray(per_document[rows == c].sum(axis=0)) for c in classes]))
@@ -121,18 +124,26 @@ def test_terms_counts_and_weights_equal_scikit_learns_on_news(spark, tmp_path, c
         rows = list(csv.reader(file))[:600]
     texts, topics = [f"{row[1]}. {row[2]}" for row in rows], [int(row[0]) - 2 for row in rows]
     store = _store(tmp_path, texts, topics)
-    result = count_terms(spark, config, store_uri=store)
+    result = count_terms(spark, config, store_uri=store, cores=[0.7, 0.7])
     expected, got = _expected(texts, topics, config), _got(store)
     assert got.keys() == expected.keys()
     assert {key: row[:2] for key, row in got.items()} == {key: row[:2] for key, row in expected.items()}
     assert max(abs(got[key][2] - expected[key][2]) for key in got) < 1e-9
     assert (result.rows, result.topics) == (len(got), 4)
+    # every other document of the topics 0 and 1 is of the core, and all of the outliers and of a topic without a limit
+    core = [i for i, topic in enumerate(topics) if i % 2 == 0 or topic in (-1, 2)]
+    expected = _expected(texts, topics, config, core)
+    rows = DeltaTable(f"{store}/topic_terms").to_pyarrow_table().to_pylist()
+    got = {(row["topic_id"], row["term"]): (row["core_count"], row["core_weight"]) for row in rows if row["core_count"]}
+    assert {key: row[0] for key, row in got.items()} == {key: row[0] for key, row in expected.items()}
+    assert max(abs(got[key][1] - expected[key][2]) for key in got) < 1e-9
+    assert all(row["core_weight"] == 0 for row in rows if not row["core_count"])
 
 
 def test_a_topic_without_words_still_counts_as_a_class(spark, tmp_path):
     texts, topics = ["apple apple pear", "pear plum", "!!!"], [0, 1, -1]
     store = _store(tmp_path, texts, topics)
-    count_terms(spark, TermsConfig(), store_uri=store)
+    count_terms(spark, TermsConfig(), store_uri=store, cores=[])
     # 5 terms over 3 classes: A is 1
     assert _got(store)[0, "apple"] == (2, 1, pytest.approx(2 / 3 * np.log(1 + 1 / 2)))
 
@@ -141,10 +152,19 @@ def test_counts_are_of_the_versions_asked_for_and_a_repeated_write_changes_nothi
     store = _store(tmp_path, ["old words", "older words"], [0, 0])
     write_deltalake(
         f"{store}/assignments",
-        pa.table({"doc_id": ["d00000"], "partition_id": ["p0"], "topic_id": pa.array([7], pa.int32())}),
+        pa.table(
+            {
+                "doc_id": ["d00000"],
+                "partition_id": ["p0"],
+                "topic_id": pa.array([7], pa.int32()),
+                "probability": pa.array([1.0], pa.float32()),
+            }
+        ),
         mode="overwrite",
     )
     for _ in range(2):
-        count_terms(spark, TermsConfig(), store_uri=store, versions={"documents": 0, "assignments": 0}, txn={"topic_terms": ("terms", 3)})
+        count_terms(
+            spark, TermsConfig(), store_uri=store, cores=[], versions={"documents": 0, "assignments": 0}, txn={"topic_terms": ("terms", 3)}
+        )
     assert {topic for topic, _ in _got(store)} == {0}
     assert DeltaTable(f"{store}/topic_terms").version() == 0

@@ -72,7 +72,7 @@ def write(
         counts[topic].update(words)
         held[topic].update(set(words))
     terms = [
-        {"topic_id": topic, "term": term, "count": n, "documents": held[topic][term], "weight": 0.1}
+        {"topic_id": topic, "term": term, "count": n, "documents": held[topic][term], "weight": 0.1, "core_count": n, "core_weight": 0.1}
         for topic, found in counts.items()
         for term, n in found.items()
     ]

@@ -44,6 +44,7 @@ def site(path: Path, themes: Sequence[int], *, seed: int = 0, outliers: int = 5,
                 "size": size,
                 "reference_vector": unit(total[None])[0].tolist(),
                 "cutoff": None if topic == OUTLIER else 0.2,
+                "core": None if topic == OUTLIER else 0.2,
                 "label": made,
                 "keywords": words,
                 "representative_docs": [],
@@ -74,7 +75,9 @@ def site(path: Path, themes: Sequence[int], *, seed: int = 0, outliers: int = 5,
         store.replace(table, pa.Table.from_pylist(rows, schema=TABLES[table].schema), stage="publish", unit_fingerprint=PRINT)
     # what Spark writes in a run
     terms = [
-        {"topic_id": row["topic_id"], "term": word, "count": row["size"], "documents": row["size"], "weight": 1.0 / (1 + place)}
+        {"topic_id": row["topic_id"], "term": word, "documents": row["size"]}
+        | dict.fromkeys(("count", "core_count"), row["size"])
+        | dict.fromkeys(("weight", "core_weight"), 1.0 / (1 + place))
         for row in topics
         for place, word in enumerate(row["keywords"])
     ]

@@ -445,12 +445,14 @@ def documents_store(path):
     ]
     topics[1]["representative_docs"] = ["goal match"]
     for i, row in enumerate(topics):
-        row |= {"reference_vector": vectors[i].tolist(), "cutoff": None if i == 0 else 0.5}
+        row |= {"reference_vector": vectors[i].tolist(), "cutoff": None if i == 0 else 0.5, "core": None if i == 0 else 0.5}
     counted = csr_matrix(np.array([[1, 0, 0, 0], [0, 3, 2, 0], [0, 0, 0, 2]]))
     names = ["noise", "goal", "match", "oil"]
     found = c_tf_idf(counted).tocoo()
     terms = [
-        {"topic_id": int(r) - 1, "term": names[c], "count": int(counted[r, c]), "documents": 1, "weight": float(w)}
+        {"topic_id": int(r) - 1, "term": names[c], "documents": 1}
+        | dict.fromkeys(("count", "core_count"), int(counted[r, c]))
+        | dict.fromkeys(("weight", "core_weight"), float(w))
         for r, c, w in zip(found.row, found.col, found.data, strict=True)
     ]
     DeltaTable.create(store.table_path("topic_terms"), schema=TABLES["topic_terms"].schema)

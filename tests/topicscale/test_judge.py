@@ -166,19 +166,21 @@ def test_topics_of_themes_are_found_with_their_words():
     config = load(overrides=["cluster.algorithm=hdbscan"])
     found = topics(by_theme, texts, config, labels=names)
     assert (found["topics"], found["nmi"] > 0.95, found["documents"]) == (4, True, 160)
-    assigned = fit(by_theme(texts), config)
-    words, coherence = keywords(texts, assigned, config.terms)
+    assigned, core = fit(by_theme(texts), config)
+    assert (core[assigned == -1]).all()
+    assert 0.5 <= core.mean() < 1
+    words, coherence = keywords(texts, assigned, core, config.terms)
     assert sorted(next(i for i, theme in enumerate(THEMES) if set(w[:3]) <= set(theme.split())) for w in words) == [0, 1, 2, 3]
     assert coherence == found["npmi"] > -0.9
     assert found["outlier_share"] == (assigned == -1).mean()
 
 
 def test_topic_words_are_those_of_the_job():
-    """By the formula of c-TF-IDF, outliers a class of their own."""
-    texts = ["oil oil gas", "oil gas gas", "court court judge", "oil the the"]
-    assigned = np.array([0, 0, 1, -1], np.int32)
+    """By the formula of c-TF-IDF, outliers a class of their own; what is at the rim of a topic gives it no words."""
+    texts = ["oil oil gas", "oil gas gas", "court court judge", "oil the the", "rim rim rim"]
+    assigned, core = np.array([0, 0, 1, -1, 0], np.int32), np.array([True, True, True, True, False])
     weight = {"oil": 3 / 6 * math.log(1 + 3 / 4), "gas": 3 / 6 * math.log(1 + 3 / 3)}  # 10 terms, 3 classes: 3 a class
-    words, _ = keywords(texts, assigned, Config().terms)
+    words, _ = keywords(texts, assigned, core, Config().terms)
     assert words == [sorted(weight, key=lambda w: -weight[w]), ["court", "judge"]]
 
 

@@ -37,6 +37,8 @@ def test_the_size_of_a_model_is_that_of_the_model_itself() -> None:
     assert found.weights == sum(p.numel() * p.element_size() for p in model.parameters())
     # a token's keys and values: 2 layers, 2 heads of 16, two numbers of 2 bytes each
     assert found.token == 2 * 2 * 16 * 2 * 2
+    double = size_of(settings, "none", number=4)
+    assert (double.weights, double.token) == (2 * found.weights, 2 * found.token)
 
 
 def test_llama_2_13b_in_four_bits_fits_a_t4_and_not_in_sixteen() -> None:

@@ -37,10 +37,7 @@ def test_weights_are_held_in_four_bits(four_bits) -> None:
 @pytest.fixture(scope="module")
 def exact() -> Local:
     """The model in float32, where the order of sums changes no word."""
-    local = Local(LlmConfig(quantization="none", max_new_tokens=12), threads=2, device="cpu", batch=1)
-    local._model.float()
-    local._prefix, local._cache = local._constant()
-    return local
+    return Local(LlmConfig(quantization="none", dtype="float32", max_new_tokens=12), threads=2, device="cpu", batch=1)
 
 
 def test_answers_are_those_of_the_whole_prompt(exact) -> None:

@@ -6,7 +6,24 @@ import numpy as np
 import pytest
 
 from topicscale.cluster import unit
-from topicscale.refine import BINS, BLOCK, Sums, accumulate, assign, cutoffs, histogram, local, nearest, refine, rest, total, update
+from topicscale.refine import (
+    ALL,
+    BINS,
+    BLOCK,
+    CORE_DOCUMENTS,
+    Sums,
+    accumulate,
+    assign,
+    cores,
+    cutoffs,
+    histogram,
+    local,
+    nearest,
+    refine,
+    rest,
+    total,
+    update,
+)
 
 
 def rows(n: int, d: int = 48, seed: int = 0) -> np.ndarray:
@@ -50,6 +67,24 @@ def test_sums_are_exact() -> None:
     assert (whole.counts == parts.counts).all()
     assert (whole.vector_sums == parts.vector_sums).all()
     assert whole.counts.sum() == 999
+
+
+def test_the_core_is_the_nearest_half_of_a_topic() -> None:
+    vectors, true, centres = planted(3, 200)
+    kept = np.concatenate([np.flatnonzero(true == 0), np.flatnonzero(true == 1)[:40], np.flatnonzero(true == 2)[:20]])
+    found = refine(local([vectors[kept]]), centres, outliers=0.0, core=0.5)
+    topics, similarity = assign(vectors[kept], found.vectors, found.cutoffs)
+    core = similarity >= found.cores[topics]
+    counts = [int(core[topics == topic].sum()) for topic in range(3)]
+    assert 100 <= counts[0] <= 103  # documents of the bin that the limit falls into are all of it
+    assert CORE_DOCUMENTS <= counts[1] <= CORE_DOCUMENTS + 2
+    assert counts[2] == 20
+    assert found.cores[2] == ALL
+    for topic in range(2):
+        mine = topics == topic
+        assert similarity[mine & core].min() > similarity[mine & ~core].max()
+    assert (refine(local([vectors[kept]]), centres, outliers=0.0).cores == ALL).all()
+    assert len(cores(np.zeros((0, BINS), np.int64), 0.5)) == 0
 
 
 def test_rounds_move_poor_centroids_to_the_topics() -> None:

@@ -4,17 +4,17 @@ from topicscale.leaf_terms import term_maps
 from topicscale.terms import top_terms
 
 ROWS = [
-    {"topic_id": 1, "term": "oil", "count": 4, "documents": 2, "weight": 0.2},
-    {"topic_id": -1, "term": "the", "count": 9, "documents": 5, "weight": 0.1},
-    {"topic_id": 1, "term": "gas", "count": 1, "documents": 1, "weight": 0.4},
-    {"topic_id": 7, "term": "left out", "count": 1, "documents": 1, "weight": 0.4},
-    {"topic_id": 1, "term": "älter", "count": 3, "documents": 3, "weight": 0.2},
+    {"topic_id": 1, "term": "oil", "count": 4, "documents": 2, "core_weight": 0.2},
+    {"topic_id": -1, "term": "the", "count": 9, "documents": 5, "core_weight": 0.1},
+    {"topic_id": 1, "term": "gas", "count": 1, "documents": 1, "core_weight": 0.4},
+    {"topic_id": 7, "term": "left out", "count": 1, "documents": 1, "core_weight": 0.4},
+    {"topic_id": 1, "term": "älter", "count": 3, "documents": 3, "core_weight": 0.2},
 ]
 
 
 def batches(rows) -> list[pa.RecordBatch]:
     schema = pa.schema(
-        [("topic_id", pa.int32()), ("term", pa.string()), ("count", pa.int64()), ("documents", pa.int64()), ("weight", pa.float64())]
+        [("topic_id", pa.int32()), ("term", pa.string()), ("count", pa.int64()), ("documents", pa.int64()), ("core_weight", pa.float64())]
     )
     return pa.Table.from_pylist(rows, schema=schema).to_batches(max_chunksize=2)
 

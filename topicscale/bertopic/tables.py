@@ -43,8 +43,9 @@ from topicscale.cluster import Float64, unit
 from topicscale.config import Config
 from topicscale.leaf_terms import term_maps, vocabulary
 from topicscale.merge import leaf_key, topic_key
+from topicscale.refine import ALL
 from topicscale.tables import OUTLIER, TABLES
-from topicscale.terms import name, top_terms
+from topicscale.terms import KEYWORDS, name, top_terms
 
 MAIN = "main"
 """The aspect that holds a main representation which is not c-TF-IDF's."""
@@ -129,7 +130,8 @@ def _topics(folder: Folder, sums: Float64, keys: list[str]) -> list[dict[str, An
             "kind": "outliers" if topic == OUTLIER else "found",
             "size": int(folder.sizes[row]),
             "reference_vector": references[row].tolist(),
-            "cutoff": None if topic == OUTLIER else -2.0,
+            "cutoff": None if topic == OUTLIER else ALL,
+            "core": None if topic == OUTLIER else ALL,
             "parent_id": None,
             "label": _label(folder, topic) or name(topic, _keywords(folder, topic)),
             "keywords": _keywords(folder, topic),
@@ -177,12 +179,12 @@ def _labels(folder: Folder, weights: Mapping[tuple[int, str], float], best: Mapp
 
 
 def weights_of(batches: Iterable[pa.RecordBatch], words: set[str]) -> dict[tuple[int, str], float]:
-    """Return the weights of some words from the rows of ``topic_terms``, by topic and word."""
+    """Return the weights that keywords are chosen by, of some words, from the rows of ``topic_terms``, by topic and word."""
     wanted = pa.array(sorted(words), pa.string())
     found: dict[tuple[int, str], float] = {}
     for batch in batches:
         rows = batch.filter(pc.is_in(batch.column("term"), value_set=wanted))
-        topics, terms, weights = (rows.column(column).to_pylist() for column in ("topic_id", "term", "weight"))
+        topics, terms, weights = (rows.column(column).to_pylist() for column in KEYWORDS)
         found.update(zip(zip(topics, terms, strict=True), weights, strict=True))
     return found
 
@@ -210,6 +212,8 @@ def _all_terms(folder: Folder, counted: Counts) -> pa.Table:
         "count": matrix.data.astype(np.int64),
         "documents": documents_with(matrix.data.astype(np.int64), folder.sizes[rows]),
         "weight": weights,
+        "core_count": matrix.data.astype(np.int64),
+        "core_weight": weights,
     }
     return pa.table(table, schema=TABLES["topic_terms"].schema)
 
@@ -222,6 +226,8 @@ def _shown_terms(folder: Folder) -> pa.Table:
         "count": [0] * len(found),
         "documents": [0] * len(found),
         "weight": [weight for _, _, weight in found],
+        "core_count": [0] * len(found),
+        "core_weight": [weight for _, _, weight in found],
     }
     return pa.table(table, schema=TABLES["topic_terms"].schema)
 

@@ -30,7 +30,7 @@ from topicscale.models import PACKAGED
 from topicscale.refine import nearest
 from topicscale.store import Store
 from topicscale.tables import OUTLIER
-from topicscale.terms import name
+from topicscale.terms import KEYWORDS, name
 
 _FILES = (EMBEDDINGS, CTFIDF, CTFIDF_CONFIG, CONFIG, TOPICS)  # the last says that the others are there
 _EMPTY: list[Any] = ["", 1e-05]
@@ -119,7 +119,7 @@ def _described(store: Store, rows: list[dict[str, Any]], ids: list[int], assigne
     main = {row["topic_id"]: _pairs(row) for row in labels if row["aspect"] == MAIN}
     words = {int(row["topic_id"]): list(row["keywords"] or ()) for row in rows}
     weights = weights_of(
-        store.read_batches("topic_terms", ["topic_id", "term", "weight"]) if store.has("topic_terms") else (),
+        store.read_batches("topic_terms", KEYWORDS) if store.has("topic_terms") else (),
         {word for keywords in words.values() for word in keywords},
     )
     shown = {t: main.get(t) or [[word, weights.get((t, word), 0.0)] for word in words[t]] for t in ids}

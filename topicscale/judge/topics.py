@@ -62,8 +62,8 @@ def topics(
     More and smaller topics have rarer words, which cohere otherwise: read ``npmi`` beside ``topics``. Words are taken apart at
     spaces: scripts without any (Chinese, Japanese, Thai) are not segmented here, as the job's own counting does.
     """
-    assigned = fit(encode(texts), config, documents=documents)
-    words, coherence = keywords(texts, assigned, config.terms)
+    assigned, core = fit(encode(texts), config, documents=documents)
+    words, coherence = keywords(texts, assigned, core, config.terms)
     measured = {
         "npmi": coherence,
         "diversity": evaluate.diversity(words, top_n=config.terms.top_n_words),
@@ -76,14 +76,22 @@ def topics(
     return measured
 
 
-def fit(vectors: Float32, config: Config, *, documents: int | None = None) -> npt.NDArray[np.int32]:
-    """Return every row's topic, int32 (n,), -1 for outliers, from a single fit by the steps of the job."""
+def fit(vectors: Float32, config: Config, *, documents: int | None = None) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+    """Return every row's topic from a single fit by the steps of the job.
+
+    Returns
+    -------
+    topics : int32 (n,)
+        -1 for outliers.
+    core : bool (n,)
+        Whether a row is of its topic's core; outliers are.
+    """
     n = len(vectors)
     min_size = calibrate.sample_min_size(config.topics.min_size, n=n, documents=documents)
     size = local_min_cluster_size(config.cluster, min_size, documents=n, partitions=1)
     found = cluster(vectors, config.cluster, min_cluster_size=size)
     if found.number == 0:
-        return np.full(n, OUTLIER, np.int32)
+        return np.full(n, OUTLIER, np.int32), np.ones(n, bool)
     leaves, _ = merge.Leaves.of(*local_statistics(found.labels, vectors, representatives=0)[:2])
     if config.topics.number is not None:
         merged = merge.merge(leaves, number=config.topics.number)
@@ -91,14 +99,18 @@ def fit(vectors: Float32, config: Config, *, documents: int | None = None) -> np
         merged = merge.merge(leaves, similarity=config.topics.similarity)
     else:
         merged = merge.collect(leaves, np.arange(len(leaves), dtype=np.int64))
+    wanted = config.topics
     reference = refine.refine(
-        refine.local([vectors]), merged.centroids, min_size=min_size, rounds=config.topics.rounds, outliers=config.topics.outliers
+        refine.local([vectors]), merged.centroids, min_size=min_size, rounds=wanted.rounds, outliers=wanted.outliers, core=wanted.core
     )
-    return refine.assign(vectors, reference.vectors, reference.cutoffs)[0]
+    topics, similarity = refine.assign(vectors, reference.vectors, reference.cutoffs)
+    return topics, (topics == OUTLIER) | (similarity >= reference.cores[topics])
 
 
-def keywords(texts: Sequence[str], assigned: npt.NDArray[np.int32], config: TermsConfig) -> tuple[list[list[str]], float]:
-    """Return the words of each topic by c-TF-IDF, outliers left out, and their mean NPMI over the texts (-1 without topics)."""
+def keywords(
+    texts: Sequence[str], assigned: npt.NDArray[np.int32], core: npt.NDArray[np.bool_], config: TermsConfig
+) -> tuple[list[list[str]], float]:
+    """Return the words of each topic by c-TF-IDF in its core, outliers left out, and their mean NPMI over the texts (-1 without topics)."""
     from scipy.sparse import csr_matrix
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
 
@@ -119,11 +131,11 @@ def keywords(texts: Sequence[str], assigned: npt.NDArray[np.int32], config: Term
     except ValueError:  # no term is left: stop words alone, or none in min_df documents
         return [[] for topic in found if topic != OUTLIER], 0.0
     terms = vectorizer.get_feature_names_out()
-    member = csr_matrix((np.ones(len(texts)), (index.ravel(), np.arange(len(texts)))), shape=(len(found), len(texts)))
+    member = csr_matrix((core.astype(np.float64), (index.ravel(), np.arange(len(texts)))), shape=(len(found), len(texts)))
     weights = c_tf_idf(
         csr_matrix(member @ matrix), bm25_weighting=config.bm25_weighting, reduce_frequent_words=config.reduce_frequent_words
     ).tocoo()
-    rows = pa.table({"topic_id": found[weights.row].astype(np.int32), "term": terms[weights.col].tolist(), "weight": weights.data})
+    rows = pa.table({"topic_id": found[weights.row].astype(np.int32), "term": terms[weights.col].tolist(), "core_weight": weights.data})
     best = top_terms(rows.to_batches(), config.top_n_words)
     words = [[term for term, _ in best.get(int(topic), [])] for topic in found if topic != OUTLIER]
     return words, float(npmi(words, count_matrix(matrix, list(terms), words)).mean())

@@ -1,4 +1,4 @@
-"""A causal language model in this process, through transformers: 4-bit weights by bitsandbytes, or bfloat16.
+"""A causal language model in this process, through transformers: 4-bit weights by bitsandbytes, or whole ones.
 
 What is the same in every prompt (what the model is told first, the worked example) is computed once and its keys and
 values reused; prompts of like length are answered together.
@@ -13,7 +13,7 @@ from typing import Any
 from topicscale.config import LlmConfig
 from topicscale.errors import ModelError
 from topicscale.llm.backend import Answer, Ask
-from topicscale.llm.models import CONTEXT, folder, quiet, resolve
+from topicscale.llm.models import CONTEXT, computed_in, folder, quiet, resolve
 from topicscale.llm.prompts import Template, load, prompt
 
 
@@ -42,10 +42,10 @@ class Local:
         quiet()
         torch.set_num_threads(threads)
         where = folder(resolve(config.model))
-        quantization = None
+        dtype, quantization = getattr(torch, computed_in(config)), None
         if config.quantization == "nf4":
             quantization = BitsAndBytesConfig(
-                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
             )
         self._tokenizer: Any
         self._model: Any
@@ -53,7 +53,7 @@ class Local:
             self._tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
             self._model = AutoModelForCausalLM.from_pretrained(
                 where,
-                dtype=torch.bfloat16,
+                dtype=dtype,
                 quantization_config=quantization,
                 device_map=_place(device),
                 trust_remote_code=False,

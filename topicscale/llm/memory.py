@@ -11,7 +11,7 @@ from typing import Any
 
 from topicscale.config import LlmConfig
 from topicscale.errors import ResourceError
-from topicscale.llm.models import CONTEXT, ResolvedLlm, backend, folder
+from topicscale.llm.models import CONTEXT, ResolvedLlm, backend, computed_in, folder
 
 GIB = 2**30
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
@@ -80,11 +80,12 @@ def size(model: ResolvedLlm, config: LlmConfig) -> Size:
         return Size(int(bytes_held / 0.6), bytes_held, bytes_held / 60_000, 50_000, CONTEXT)
     from transformers import AutoConfig
 
-    return size_of(AutoConfig.from_pretrained(folder(model), trust_remote_code=False), config.quantization)
+    settings = AutoConfig.from_pretrained(folder(model), trust_remote_code=False)
+    return size_of(settings, config.quantization, number=4 if computed_in(config) == "float32" else 2)
 
 
-def size_of(settings: Any, quantization: str) -> Size:
-    """Return what a model of these settings (a transformers configuration) takes under a quantization (nf4 or none)."""
+def size_of(settings: Any, quantization: str, *, number: int = 2) -> Size:
+    """Return what a model of these settings (a transformers configuration) takes, under nf4 or none, at ``number`` bytes a number."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -104,9 +105,8 @@ def size_of(settings: Any, quantization: str) -> Size:
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     context = min(CONTEXT, getattr(text, "max_position_embeddings", None) or CONTEXT)
-    return Size(
-        total, packed * NF4_BYTES + (total - packed) * 2.0, 2.0 * 2 * text.num_hidden_layers * heads * width, text.vocab_size, context
-    )
+    held, token = packed * NF4_BYTES + (total - packed) * number, 2.0 * number * text.num_hidden_layers * heads * width
+    return Size(total, held, token, text.vocab_size, context)
 
 
 def plan(config: LlmConfig, of: Size, *, cpus: int, gpus: float, gpu_memory: float, memory: float) -> LlmLayout:

@@ -61,11 +61,16 @@ def resolve(name: str) -> ResolvedLlm:
     return ResolvedLlm(name, path, digest_of(path, sorted({file for pattern in _FILES for file in path.glob(pattern)})))
 
 
+def computed_in(config: LlmConfig) -> str:
+    """Return the number type that a model computes in, by torch's name."""
+    return "bfloat16" if config.dtype == "auto" else config.dtype
+
+
 def identity(config: LlmConfig) -> str:
     """Return what stands for the model in fingerprints: of its weights, or what a server calls it."""
     if backend(config) == "server":
         return fingerprint("server", config.url, config.model)
-    return fingerprint("local", backend(config), resolve(config.model).revision, config.quantization)
+    return fingerprint("local", backend(config), resolve(config.model).revision, config.quantization, computed_in(config))
 
 
 def check(config: LlmConfig) -> None:
@@ -84,13 +89,18 @@ def check(config: LlmConfig) -> None:
     package = {"transformers": None, "llama_cpp": "llama_cpp", "vllm": "vllm"}[kind]
     if package is not None and importlib.util.find_spec(package) is None:
         raise MissingDependency(package.replace("_", "-"), kind.replace("_", "-"), f"llm.backend={kind}")
+    if kind == "vllm" and config.quantization == "nf4" and importlib.util.find_spec("vllm_bnb_plugin") is None:
+        # bitsandbytes left vLLM itself with 0.28
+        raise MissingDependency("vllm-bnb-plugin", "vllm", "llm.backend=vllm with llm.quantization=nf4")
     model = resolve(config.model)
     if kind == "llama_cpp":
         if not model.gguf:
             raise ModelError(f"llm.backend=llama_cpp needs a GGUF file. Got {config.model!r} instead. Use llm.backend=transformers for it.")
         return
-    wanted = ["accelerate"] + (["bitsandbytes"] if config.quantization == "nf4" else []) + (["gguf"] if model.gguf else [])
-    for package in wanted if kind == "transformers" else []:
+    wanted = ["gguf"] if model.gguf else []
+    if kind == "transformers":
+        wanted = ["accelerate"] + (["bitsandbytes"] if config.quantization == "nf4" else []) + wanted
+    for package in wanted:
         if importlib.util.find_spec(package) is None:
             raise MissingDependency(package, "llm", f"The language model {config.model!r}")
 
