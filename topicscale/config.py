@@ -190,8 +190,8 @@ class LlmConfig:
     quantization: Literal["nf4", "none"] = "nf4"
     """nf4: 4-bit weights by bitsandbytes, doubly quantised. none: weights of ``dtype``."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """What the backend transformers computes in. ``auto``: bfloat16. With quantization=none and float32, an answer does not depend on the
-    prompts that it is answered with; in bfloat16 it can. On processors bitsandbytes may compute in bfloat16 whatever is asked."""
+    """What the backends transformers and vllm compute in. ``auto``: bfloat16. With quantization=none and float32, an answer does not
+    depend on the prompts that it is answered with; in bfloat16 it can. On processors bitsandbytes may use bfloat16 all the same."""
     prompt: str | None = None
     """The question about one topic, or a file that holds it; [DOCUMENTS] and [KEYWORDS] are filled in. None takes the packaged one."""
     system_prompt: str | None = None

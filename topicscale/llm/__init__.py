@@ -24,7 +24,7 @@ def open_local(config: LlmConfig, *, threads: int, device: str, batch: int) -> B
     if kind == "vllm":
         from topicscale.llm.vllm import Vllm
 
-        return Vllm(config)
+        return Vllm(config, threads=threads, device=device, batch=batch)
     from topicscale.llm.local import Local
 
     return Local(config, threads=threads, device=device, batch=batch)

@@ -14,7 +14,7 @@ from topicscale.config import LlmConfig
 from topicscale.errors import ModelError
 from topicscale.llm.backend import Answer, Ask
 from topicscale.llm.models import CONTEXT, computed_in, folder, quiet, resolve
-from topicscale.llm.prompts import Template, load, prompt
+from topicscale.llm.prompts import Template, load, prompt, token_ids
 
 
 class Local:
@@ -104,11 +104,7 @@ class Local:
         return prompt(ask, self._template, self._config.template, self._tokenizer, count=count, limit=self._limit)
 
     def _tokens(self, text: str) -> list[int]:
-        # chat templates write the first token themselves
-        ids = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-        first = self._tokenizer.bos_token_id
-        plain = self._config.template == "plain" or (self._config.template == "auto" and not self._tokenizer.chat_template)
-        return [first, *ids] if plain and first is not None and ids[:1] != [first] else ids
+        return token_ids(text, self._tokenizer, self._config.template)
 
     def _constant(self) -> tuple[list[int], Any]:
         """Return the tokens that begin every prompt, and their keys and values."""

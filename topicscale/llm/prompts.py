@@ -270,6 +270,15 @@ def render(messages: Sequence[Message], template: str = "auto", tokenizer: Any =
         raise ModelError(_broken(error)) from error
 
 
+def token_ids(text: str, tokenizer: Any, form: str) -> list[int]:
+    """Return a prompt's tokens for a tokenizer of transformers; ``form`` is ``llm.template``."""
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    first = tokenizer.bos_token_id
+    # chat templates write the first token themselves
+    plain = form == "plain" or (form == "auto" and not tokenizer.chat_template)
+    return [first, *ids] if plain and first is not None and ids[:1] != [first] else ids
+
+
 def prompt(ask: Ask, template: Template, form: str, tokenizer: Any, *, count: Callable[[str], int], limit: int) -> str:
     """Return the text that a model in this process reads, up to where its answer begins.
 
