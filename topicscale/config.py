@@ -130,7 +130,8 @@ class TopicsConfig:
     rounds: int = 3
     """Rounds of refinement."""
     core: float = 0.5
-    """Share of a topic's documents, those nearest to its centre, that its keywords are taken from; at least 30 documents. 1 takes all."""
+    """Share of a topic's documents, those nearest to its centre, that its keywords are taken from; at least 30 documents. Less than all
+    makes keywords more coherent; 1 takes all, where topics hold several themes (few topics by ``number``) and are to show each."""
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,7 @@ def real(tmp_path_factory, spark, ray_layout) -> str:
     store = str(folder / "mail@home")
     source = folder / "input.parquet"
     basic = {"input": {"paths": [str(source)], "id_column": "id", "embedding_column": "vector"}, "topics": {"min_size": 5}}
+    basic["topics"]["core"] = 1  # what is made of two themes is to have words of both, and its core may be one of them
     basic["represent"] = {"map_documents": 0}
     for each, overrides in (
         ({"cooking": 40, "space": 40, "banking": 40, "football": 40}, ["topics.number=4"]),
