@@ -4,9 +4,9 @@
 
 The baselines cannot find a number of topics: each runs with the true number of labels (a help that nothing else gets)
 and with the number that topicscale found. NMI with a few labels falls as topics get more, whatever they are, so topicscale
-is also asked for as many topics as LDA left (its other topics have no documents). NMI is over all documents, outliers a cluster of their own. C_v, NPMI and
-diversity judge ten words a topic on the corpus itself. BERTopic's words are shown as it gives them and, since
-topicscale leaves English stop words out by default, without these as well.
+is also asked for as many topics as LDA left (its other topics have no documents). NMI is over all documents, outliers a
+cluster of their own. C_v, NPMI and diversity judge ten words a topic on the corpus itself. BERTopic's words are shown as it
+gives them and, since topicscale leaves English stop words out by default, without these as well.
 """
 
 from __future__ import annotations
