@@ -248,9 +248,10 @@ def drive(path: Path, config: Config, workers: int) -> None:
     watch.note("end", topics=snapshot.summary["topics"], documents=snapshot.summary["documents"], failed=snapshot.summary["failed"])
 
 
-def _pretend_terms(job: Job, fp: str) -> None:
+def _pretend_terms(job: Job, fp: str, **_: Any) -> None:
     topics = range(int(job.store.read("assignments", ["topic_id"])["topic_id"].to_numpy().max()) + 1)
-    rows = [{"topic_id": topic, "term": f"term{topic}", "count": 1, "documents": 1, "weight": 1.0} for topic in topics]
+    counted = {"count": 1, "documents": 1, "weight": 1.0, "core_count": 1, "core_weight": 1.0}
+    rows = [{"topic_id": topic, "term": f"term{topic}", **counted} for topic in topics]
     job.store.replace("topic_terms", pa.Table.from_pylist(rows, schema=TABLES["topic_terms"].schema), stage="terms", unit_fingerprint=fp)
 
 
