@@ -71,7 +71,8 @@ def adds_up(store: Path) -> None:
     reader = Store(store)
     reader.pin()
     documents = {row["doc_id"]: row["text"] for row in reader.read("documents").to_pylist()}
-    assigned = {row["doc_id"]: row["topic_id"] for row in reader.read("assignments").to_pylist()}
+    rows = reader.read("assignments").to_pylist()
+    assigned, probable = ({row["doc_id"]: row[key] for row in rows} for key in ("topic_id", "probability"))
     embeddings = reader.read("embeddings")
     ids = embeddings["doc_id"].to_pylist()
     assert sorted(documents) == sorted(assigned) == sorted(ids)
@@ -87,18 +88,21 @@ def adds_up(store: Path) -> None:
     vectorizer = CountVectorizer(stop_words="english")
     counted = vectorizer.fit_transform([documents[doc_id] for doc_id in ids])
     words = vectorizer.get_feature_names_out()
+    limits = {row["topic_id"]: -2.0 if row["core"] is None else row["core"] for row in rows}  # outliers have no core
+    near = np.array([probable[doc_id] >= limits[assigned[doc_id]] for doc_id in ids])
     expected = {}
     for topic in {row["topic_id"] for row in rows}:
         of = counted[topics == topic]
         totals, holders = np.asarray(of.sum(axis=0)).ravel(), of.getnnz(axis=0)
-        expected |= {(topic, words[i]): (int(totals[i]), int(holders[i])) for i in np.flatnonzero(totals)}
+        core = np.asarray(counted[(topics == topic) & near].sum(axis=0)).ravel()
+        expected |= {(topic, words[i]): (int(totals[i]), int(holders[i]), int(core[i])) for i in np.flatnonzero(totals)}
     terms = reader.read("topic_terms").to_pylist()
-    assert {(row["topic_id"], row["term"]): (row["count"], row["documents"]) for row in terms} == expected
+    assert {(row["topic_id"], row["term"]): (row["count"], row["documents"], row["core_count"]) for row in terms} == expected
     # and what merging reads, and what is shown, was made of these counts
     for leaf, row in zip(sites.to_pylist(), rows, strict=True):
-        inside = {term: count for (topic, term), (count, _) in expected.items() if topic == row["topic_id"]}
+        inside = {term: count for (topic, term), (count, _, _) in expected.items() if topic == row["topic_id"]}
         assert dict(leaf["term_counts"]) == inside
-        assert set(row["keywords"]) <= set(inside)
+        assert set(row["keywords"]) <= {term for term in inside if expected[row["topic_id"], term][2]}
     trends: dict[int, int] = {}
     for row in reader.read("topic_trends").to_pylist():
         trends[row["topic_id"]] = trends.get(row["topic_id"], 0) + row["documents"]
