@@ -41,9 +41,10 @@ config = Config.from_dict({"input": {"paths": [path]}, "spark": {"remote": "loca
 spark = start(config.spark)
 kind = type(spark).__module__
 result = ingest(spark, config, store_uri=store, txn={"documents": ("ingest", 1)})
-topics = load(spark, store, "documents").select("doc_id", "partition_id", F.lit(0).alias("topic_id"))
+documents = load(spark, store, "documents")
+topics = documents.select("doc_id", "partition_id", F.lit(0).alias("topic_id"), F.lit(0.5).cast("float").alias("probability"))
 topics.write.format("delta").save(table_uri(store, "assignments"))
-terms = count_terms(spark, config.terms, store_uri=store, versions={"documents": 0, "assignments": 0})
+terms = count_terms(spark, config.terms, store_uri=store, cores=[0.2], versions={"documents": 0, "assignments": 0})
 rows = sorted(row["term"] for row in load(spark, store, "topic_terms").collect())
 stop(spark)
 print(json.dumps([kind, result.documents, result.quarantined, terms.rows, rows]))
