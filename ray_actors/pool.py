@@ -19,6 +19,8 @@ TELL = 10.0
 """Seconds between messages about workers that are waited for."""
 LOOK = 15.0
 """Seconds between looks at whether the cluster has grown."""
+BORN = 10.0
+"""Seconds that a worker which is being started is given to answer before it is ended."""
 LATE = 30.0
 """Seconds, at least, after which a unit may be given to a second worker."""
 
@@ -305,6 +307,10 @@ class Pool:
         """End the workers: the cluster may outlive the job."""
         import ray
 
+        if self._starting:
+            # Ray (2.60) keeps a worker's processors taken for ever when it is killed between its lease and its creation
+            with contextlib.suppress(Exception):
+                ray.wait(list(self._starting), num_returns=len(self._starting), timeout=BORN)
         for actor in [*self._running, *self._starting.values()]:
             with contextlib.suppress(Exception):  # a cluster that is gone has no workers to end
                 ray.kill(actor)

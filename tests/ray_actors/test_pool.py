@@ -258,3 +258,16 @@ def test_a_process_can_start_ray_again() -> None:
     env = os.environ | {"RAY_ADDRESS": "http://127.0.0.1:9"}  # where jobs are sent, and no cluster to join
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200, env=env)
     assert done.stdout.split() == ["0", "1"], done.stderr[-2000:]
+
+
+def test_workers_that_are_ended_before_they_began_give_their_processors_back(ray_layout):
+    """A worker killed between its lease and its creation kept them: the next pool waited in vain."""
+    for pause in (0.0, 0.3, 0.6, 0.9, 1.2):
+        pool = Pool(ray_layout, attempts=1, timeout=60, worker=Clumsy)
+        time.sleep(pause)
+        pool.close()
+    pool = Pool(ray_layout, attempts=1, timeout=60, worker=Clumsy)
+    try:
+        assert pool.call("double", value=2) == 4
+    finally:
+        pool.close()
