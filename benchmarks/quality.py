@@ -90,7 +90,7 @@ def ours(vectors: Vectors, parts: list[npt.NDArray[np.int64]], config: Config) -
 
 
 def with_cores(vectors: Vectors, parts: list[npt.NDArray[np.int64]], config: Config) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
-    """Return every document's topic, and whether it is of its topic's core."""
+    """Return every document's topic, and whether it is of its topic's core; outliers are."""
     n, p = len(vectors), len(parts)
     size = local_min_cluster_size(config.cluster, config.topics.min_size, documents=n, partitions=p)
     sizes, sums = [], []
@@ -115,7 +115,7 @@ def with_cores(vectors: Vectors, parts: list[npt.NDArray[np.int64]], config: Con
         core=config.topics.core,
     )
     topics, similarity = refine.assign(vectors, reference.vectors, reference.cutoffs)
-    return topics, (topics >= 0) & (similarity >= reference.cores[topics])
+    return topics, (topics < 0) | (similarity >= reference.cores[topics])
 
 
 def bertopic(texts: list[str], vectors: Vectors) -> Any:
@@ -156,7 +156,7 @@ class Words:
         from scipy.sparse import csr_matrix
 
         found, index = np.unique(labels, return_inverse=True)
-        counted = np.ones(len(labels)) if core is None else (core | (labels < 0)).astype(np.float64)
+        counted = np.ones(len(labels)) if core is None else core.astype(np.float64)
         member = csr_matrix((counted, (index.ravel(), np.arange(len(labels)))), shape=(len(found), len(labels)))
         counts = np.asarray((member @ self.matrix).todense(), dtype=np.float64)
         weight = (
