@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import corpus, table, write
-from topicscale.llm.backend import Ask
+from topicscale.llm.backend import Ask, Batch
 from topicscale.store import Store
 
 MIB = 2**20
@@ -41,7 +41,7 @@ def first_line(text: str | None) -> str:
 class Peer:
     """BERTopic's TextGeneration, given one finished prompt after another."""
 
-    def __init__(self, config: Any, threads: int) -> None:
+    def __init__(self, config: Any, threads: int, *, device: str = "cpu") -> None:
         import torch
         from bertopic.representation import TextGeneration
         from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, pipeline
@@ -56,7 +56,7 @@ class Peer:
                 load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
             )
         model = AutoModelForCausalLM.from_pretrained(
-            where, dtype=dtype, quantization_config=quantization, device_map={"": "cpu"}, use_safetensors=True
+            where, dtype=dtype, quantization_config=quantization, device_map={"": 0 if device == "cuda" else "cpu"}, use_safetensors=True
         )
         generator = pipeline("text-generation", model=model, tokenizer=AutoTokenizer.from_pretrained(where))
         self._generation = TextGeneration(
@@ -78,7 +78,7 @@ def speed(asks: list[Ask], config: Any, *, rounds: int, threads: int) -> tuple[l
     from topicscale.llm.local import Local
     from topicscale.llm.memory import CPU_BATCH
 
-    ours = Local(config, threads=threads, device="cpu", batch=config.batch_size or CPU_BATCH)
+    ours = Local(config, threads=threads, device="cpu", batch=Batch(config.batch_size or CPU_BATCH))
     prompts = [ours.prompt(ask) for ask in asks]
     peer = Peer(config, threads)
     ours.complete(asks[:2])
@@ -137,7 +137,7 @@ def main() -> None:
             sizes = []
             for quantization in ("nf4", "none"):
                 held = dataclasses.replace(config, quantization=quantization, dtype="bfloat16")
-                model = Local(held, threads=arguments.threads, device="cpu", batch=1)
+                model = Local(held, threads=arguments.threads, device="cpu", batch=Batch(1))
                 sizes.append([quantization, f"{model.memory / MIB:.0f}"])
             parts += ["## Weights in memory", table(["quantization", "MiB"], sizes)]
         if arguments.only != "speed":

@@ -7,7 +7,7 @@ from typing import Any
 
 from ray_actors.worker import Worker
 from topicscale.config import LlmConfig
-from topicscale.llm.backend import Answer, Ask, Backend
+from topicscale.llm.backend import Answer, Ask, Backend, Batch
 
 
 class Labeller(Worker):
@@ -15,18 +15,18 @@ class Labeller(Worker):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self._llm: tuple[LlmConfig, int, Any] | None = None
+        self._llm: tuple[LlmConfig, Batch, Any] | None = None
         self._llm_loading = Lock()
 
-    def load_llm(self, config: LlmConfig, batch: int) -> None:
+    def load_llm(self, config: LlmConfig, batch: Batch) -> None:
         """Load the language model ahead of its first unit."""
         self._language_model(config, batch)
 
-    def complete(self, *, config: LlmConfig, batch: int, asks: list[Ask]) -> list[Answer]:
+    def complete(self, *, config: LlmConfig, batch: Batch, asks: list[Ask]) -> list[Answer]:
         """Return the answers to some asks, in order."""
         return self._language_model(config, batch).complete(asks)
 
-    def _language_model(self, config: LlmConfig, batch: int) -> Backend:
+    def _language_model(self, config: LlmConfig, batch: Batch) -> Backend:
         with self._llm_loading:
             if self._llm is None or self._llm[:2] != (config, batch):
                 from topicscale.llm import open_local

@@ -23,6 +23,8 @@ Int64 = npt.NDArray[np.int64]
 
 REDUCTIONS = ("none", "pca", "umap", "cuml_umap")
 ALGORITHMS = ("evoc", "hdbscan", "fast_hdbscan", "kmeans", "cuml_hdbscan")
+CUML_NEIGHBOURS = 1023
+"""The most ``min_samples`` that cuML's HDBSCAN takes."""
 PERSISTENCE = 0.75
 """EVoC's layers with at least this fraction of the greatest persistence are good enough."""
 _PACKAGES = {
@@ -136,7 +138,8 @@ def _fast_hdbscan(rows: Float32, config: ClusterConfig, size: int, fine: bool) -
 def _cuml_hdbscan(rows: Float32, config: ClusterConfig, size: int, fine: bool) -> Any:
     from cuml.cluster import HDBSCAN
 
-    return HDBSCAN(**_density(rows, dict(config.params), size, fine))
+    params = _density(rows, dict(config.params), size, fine)
+    return HDBSCAN(**params | {"min_samples": min(params["min_samples"], CUML_NEIGHBOURS)})
 
 
 def _density(rows: Float32, params: Mapping[str, Any], size: int, fine: bool) -> dict[str, Any]:

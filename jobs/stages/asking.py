@@ -167,7 +167,7 @@ class Asker:
 
     def _answers(self, pending: Mapping[str, Ask]) -> Any:
         """Yield answers as they come; once a limit is reached, the rest gets it for an error."""
-        waiting, size = list(pending), self._chunk()
+        waiting, size = list(pending), self._chunk(len(pending))
         chunks = [waiting[i : i + size] for i in range(0, len(waiting), size)]
         if self._server is not None:
             for chunk in chunks:
@@ -204,10 +204,11 @@ class Asker:
         for fp, over in refused:
             yield fp, Answer(None, over)
 
-    def _chunk(self) -> int:
+    def _chunk(self, asks: int) -> int:
         if self._server is not None:
             return PER_SERVER_ROUND * self._config.concurrency
-        return self._workers()[1].batch
+        layout = self._workers()[1]
+        return min(layout.batch.prompts, math.ceil(asks / layout.actors))  # no worker is without while others have many
 
     def _over(self) -> str | None:
         c = self._config

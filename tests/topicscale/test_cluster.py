@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+import types
+from typing import Any
+
 import numpy as np
 import pytest
 
+from topicscale.algorithms import predict
 from topicscale.cluster import FLOOR, Clustering, check, cluster, exact, local_min_cluster_size, local_statistics, micro, unit
 from topicscale.config import ClusterConfig, load
 from topicscale.errors import ConfigError, MissingDependency
@@ -140,6 +145,27 @@ def test_cuml_names_its_extra() -> None:
         pytest.skip("cuml is installed")
     with pytest.raises(MissingDependency, match=r"topicscale\[gpu\]"):
         check(ClusterConfig(algorithm="cuml_hdbscan"))
+
+
+def test_cuml_is_asked_for_no_more_neighbours_than_it_takes(monkeypatch) -> None:
+    """Its HDBSCAN refuses ``min_samples`` beyond 1023, which is the smallest topic unless said otherwise."""
+    asked: dict[str, Any] = {}
+
+    class Refusing:
+        def __init__(self, **params: Any) -> None:
+            asked.update(params)
+            if not 1 <= params["min_samples"] <= 1023:
+                raise ValueError("HDBSCAN requires `1 <= min_samples <= 1023`")
+
+        def fit_predict(self, rows: Any) -> Any:
+            return np.zeros(len(rows), np.int64)
+
+    monkeypatch.setitem(sys.modules, "cuml", types.ModuleType("cuml"))
+    monkeypatch.setitem(sys.modules, "cuml.cluster", types.SimpleNamespace(HDBSCAN=Refusing))
+    rows = np.random.default_rng(0).normal(size=(5000, 8)).astype(np.float32)
+    labels, _ = predict(rows, ClusterConfig(algorithm="cuml_hdbscan", reduction="none"), 2000, False)
+    assert (labels == 0).all()
+    assert (asked["min_cluster_size"], asked["min_samples"]) == (2000, 1023)
 
 
 def test_the_preset_is_valid() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from topicscale.config import LlmConfig
 from topicscale.errors import ModelError
-from topicscale.llm.backend import Ask
+from topicscale.llm.backend import Ask, Batch
 from topicscale.llm.local import Local
 from topicscale.llm.models import CONTEXT
 
@@ -27,7 +27,7 @@ def model():
 
 def test_it_reads_the_prompt_that_transformers_reads(model) -> None:
     """Token for token: the template, its marks, and no second beginning-of-text."""
-    local = Local(LlmConfig(quantization="none", max_new_tokens=40), threads=2, device="cpu", batch=1)
+    local = Local(LlmConfig(quantization="none", max_new_tokens=40), threads=2, device="cpu", batch=Batch(1))
     for ask in ASKS:
         expected = local._tokens(local.prompt(ask))
         assert model._tokenizer.encode(model.prompt(ask)) == expected

@@ -8,6 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from topicscale.config import LlmConfig
 from topicscale.errors import ResourceError
+from topicscale.llm.backend import Batch
 from topicscale.llm.memory import GIB, Size, plan, size_of
 
 # the settings published with meta-llama/Llama-2-13b-chat-hf and Llama-2-70b-chat-hf
@@ -47,7 +48,9 @@ def test_llama_2_13b_in_four_bits_fits_a_t4_and_not_in_sixteen() -> None:
     assert 6.5 * GIB < four.weights < 7.5 * GIB
     layout = plan(LlmConfig(), four, cpus=CPUS, gpus=1, gpu_memory=T4, memory=64 * GIB)
     assert (layout.actors, layout.gpus) == (1, 1.0)
-    assert layout.need < T4
+    assert layout.need < 0.95 * T4
+    assert layout.batch.prompts == 64
+    assert layout.batch.tokens > 7 * 534  # seven prompts as they were measured on an H100 (benchmarks/results/gpu.md)
     with pytest.raises(ResourceError, match="smaller model"):
         plan(LlmConfig(quantization="none"), size_of(LLAMA_13B, "none"), cpus=CPUS, gpus=1, gpu_memory=T4, memory=64 * GIB)
 
@@ -78,7 +81,27 @@ def test_without_gpus_memory_and_processors_decide() -> None:
         plan(LlmConfig(), size_of(LLAMA_70B, "nf4"), cpus=16, gpus=0, gpu_memory=0, memory=16 * GIB)
 
 
-@pytest.mark.parametrize("values", [{"gpus_per_actor": 2.0}, {"actors": 3, "gpus_per_actor": 0.5}, {"batch_size": 512}])
+def test_as_many_prompts_at_once_as_the_cache_holds() -> None:
+    model = size_of(LLAMA_13B, "nf4")
+    for share in (1.0, 0.5, 0.25):
+        layout = plan(LlmConfig(gpus_per_actor=share), model, cpus=16, gpus=1, gpu_memory=79.2 * GIB, memory=100 * GIB)
+        assert layout.actors == 1 / share
+        assert layout.need <= share * 0.95 * 79.2 * GIB
+        assert layout.batch.tokens * 2 * model.token <= layout.need - model.weights
+    # what was measured: 56 GiB for 64 prompts of 534 tokens
+    whole = plan(LlmConfig(), model, cpus=16, gpus=1, gpu_memory=79.2 * GIB, memory=100 * GIB)
+    assert whole.batch.tokens > 64 * 534
+    small = plan(LlmConfig(), Size(135_000_000, 0.1 * GIB, 23_040, 49_152, 4096), cpus=8, gpus=1, gpu_memory=T4, memory=64 * GIB)
+    assert small.batch == Batch(64, 64 * 1024)
+    asked = plan(LlmConfig(batch_size=3), model, cpus=16, gpus=1, gpu_memory=79.2 * GIB, memory=100 * GIB)
+    assert asked.batch == Batch(3, 3 * 1024)
+    # room for one prompt of full length alone, and for none beside it
+    tight = plan(LlmConfig(), model, cpus=16, gpus=1, gpu_memory=12 * GIB, memory=100 * GIB)
+    assert tight.need <= 0.95 * 12 * GIB
+    assert tight.batch.tokens < 4096
+
+
+@pytest.mark.parametrize("values", [{"gpus_per_actor": 2.0}, {"actors": 3, "gpus_per_actor": 0.5}])
 def test_more_than_there_is_is_refused(values) -> None:
     with pytest.raises(ResourceError):
         plan(LlmConfig(**values), size_of(LLAMA_13B, "nf4"), cpus=8, gpus=1, gpu_memory=T4, memory=64 * GIB)

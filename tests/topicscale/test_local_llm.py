@@ -10,7 +10,7 @@ import torch
 
 from topicscale.config import LlmConfig
 from topicscale.errors import ModelError
-from topicscale.llm.backend import Ask
+from topicscale.llm.backend import Ask, Batch
 from topicscale.llm.local import Local
 from topicscale.llm.models import PACKAGED, backend, check, folder, resolve
 
@@ -24,20 +24,19 @@ ASKS = [
 
 @pytest.fixture(scope="module")
 def four_bits() -> Local:
-    return Local(LlmConfig(max_new_tokens=24), threads=2, device="cpu", batch=1)
+    return Local(LlmConfig(max_new_tokens=24), threads=2, device="cpu", batch=Batch(1))
 
 
 def test_weights_are_held_in_four_bits(four_bits) -> None:
-    sixteen = 2 * sum(
-        parameter.numel() for parameter in Local(LlmConfig(quantization="none"), threads=2, device="cpu", batch=1)._model.parameters()
-    )
+    whole = Local(LlmConfig(quantization="none"), threads=2, device="cpu", batch=Batch(1))
+    sixteen = 2 * sum(parameter.numel() for parameter in whole._model.parameters())
     assert four_bits.memory < 0.7 * sixteen
 
 
 @pytest.fixture(scope="module")
 def exact() -> Local:
     """The model in float32, where the order of sums changes no word."""
-    return Local(LlmConfig(quantization="none", dtype="float32", max_new_tokens=12), threads=2, device="cpu", batch=1)
+    return Local(LlmConfig(quantization="none", dtype="float32", max_new_tokens=12), threads=2, device="cpu", batch=Batch(1))
 
 
 def test_answers_are_those_of_the_whole_prompt(exact) -> None:
@@ -58,14 +57,31 @@ def test_answers_are_those_of_the_whole_prompt(exact) -> None:
 def test_padding_changes_no_word(exact) -> None:
     """Prompts of different length, answered together, get the answers they get alone."""
     alone = [answer.text for answer in exact.complete(ASKS)]
-    exact._batch = len(ASKS)
+    exact._batch = Batch(len(ASKS))
     assert [answer.text for answer in exact.complete(ASKS)] == alone
-    exact._batch = 1
+    exact._batch = Batch(1)
+
+
+def test_prompts_are_answered_together_as_far_as_there_is_room(exact) -> None:
+    """A pass holds no more prompts and no more tokens, padding and answers included, than it may; a longer prompt goes alone."""
+    tokens = {i: [0] * length for i, length in enumerate((10, 20, 30, 40, 400))}
+    new = exact._config.max_new_tokens
+    passes = {
+        Batch(2): [[0, 1], [2, 3], [4]],
+        Batch(9, 3 * (30 + new)): [[0, 1, 2], [3], [4]],
+        Batch(9, 3 * (30 + new) - 1): [[0, 1], [2, 3], [4]],
+        Batch(9, 1): [[0], [1], [2], [3], [4]],
+        Batch(9): [[0, 1, 2, 3, 4]],
+    }
+    for batch, expected in passes.items():
+        exact._batch = batch
+        assert list(exact._together(list(tokens), tokens)) == expected
+    exact._batch = Batch(1)
 
 
 def test_an_answer_ends_with_its_first_line() -> None:
     config = LlmConfig(prompt="[KEYWORDS]: write a long poem of many lines about this.", max_new_tokens=120)
-    (answer,) = Local(config, threads=2, device="cpu", batch=1).complete(ASKS[:1])
+    (answer,) = Local(config, threads=2, device="cpu", batch=Batch(1)).complete(ASKS[:1])
     assert answer.text is not None
     assert len([line for line in answer.text.splitlines() if line.strip()]) <= 1
 

@@ -8,7 +8,7 @@ import pytest
 
 from topicscale.config import LlmConfig
 from topicscale.errors import MissingDependency, ModelError
-from topicscale.llm.backend import Ask
+from topicscale.llm.backend import Ask, Batch
 from topicscale.llm.local import Local
 from topicscale.llm.models import CONTEXT, check, folder, resolve
 
@@ -27,7 +27,7 @@ def load(batch: int = 2, **settings):
 
     settings = {"quantization": "none", "dtype": "float32", "max_new_tokens": 16} | settings
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Vllm(LlmConfig(backend="vllm", **settings), threads=2, device=device, batch=batch)
+    return Vllm(LlmConfig(backend="vllm", **settings), threads=2, device=device, batch=Batch(batch))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def local():
-    return Local(LlmConfig(quantization="none", dtype="float32", max_new_tokens=16), threads=2, device="cpu", batch=1)
+    return Local(LlmConfig(quantization="none", dtype="float32", max_new_tokens=16), threads=2, device="cpu", batch=Batch(1))
 
 
 def test_it_reads_the_prompt_that_transformers_reads_and_answers_the_same(model, local) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from topicscale.config import LlmConfig
-from topicscale.llm.backend import Backend
+from topicscale.llm.backend import Backend, Batch
 
 
-def open_local(config: LlmConfig, *, threads: int, device: str, batch: int) -> Backend:
+def open_local(config: LlmConfig, *, threads: int, device: str, batch: Batch) -> Backend:
     """Return the configuration's model, loaded in this process.
 
     Raises

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -31,6 +32,16 @@ class Answer:
     """Tokens of the prompt."""
     written: int = 0
     """Tokens of the answer."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How much is answered at once. A prompt that alone is larger is answered alone."""
+
+    prompts: int
+    """At most."""
+    tokens: int = sys.maxsize
+    """Of prompts and answers, padding included, at most: what the key-value cache has room for."""
 
 
 class Backend(Protocol):

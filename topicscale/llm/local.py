@@ -7,12 +7,12 @@ values reused; prompts of like length are answered together.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from topicscale.config import LlmConfig
 from topicscale.errors import ModelError
-from topicscale.llm.backend import Answer, Ask
+from topicscale.llm.backend import Answer, Ask, Batch
 from topicscale.llm.models import CONTEXT, computed_in, folder, quiet, resolve
 from topicscale.llm.prompts import Template, load, prompt, token_ids
 
@@ -26,8 +26,8 @@ class Local:
         Processors it may use.
     device : str
         ``cpu`` or ``cuda``.
-    batch : int
-        Prompts in one pass.
+    batch : Batch
+        How much is answered in one pass.
 
     Raises
     ------
@@ -35,7 +35,7 @@ class Local:
         The model cannot be loaded, or its context is too short for the bare prompt.
     """
 
-    def __init__(self, config: LlmConfig, *, threads: int, device: str, batch: int) -> None:
+    def __init__(self, config: LlmConfig, *, threads: int, device: str, batch: Batch) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -85,11 +85,22 @@ class Local:
                 answers[i] = Answer(None, str(error))
         # of like length together, so that little is padded
         order = sorted(tokens, key=lambda i: (len(tokens[i]), i))
-        for start in range(0, len(order), self._batch):
-            chosen = order[start : start + self._batch]
+        for chosen in self._together(order, tokens):
             for i, answer in zip(chosen, self._generate([tokens[i] for i in chosen]), strict=True):
                 answers[i] = answer
         return [answer if answer is not None else Answer(None, "no answer") for answer in answers]
+
+    def _together(self, order: list[int], tokens: Mapping[int, list[int]]) -> Iterator[list[int]]:
+        """Yield what is answered in one pass: prompts in ``order``, shortest first, that have room beside each other."""
+        chosen: list[int] = []
+        for i in order:
+            width = len(tokens[i]) + self._config.max_new_tokens
+            if chosen and (len(chosen) == self._batch.prompts or (len(chosen) + 1) * width > self._batch.tokens):
+                yield chosen
+                chosen = []
+            chosen.append(i)
+        if chosen:
+            yield chosen
 
     def prompt(self, ask: Ask) -> str:
         """Return the text that the model reads, up to where its answer begins.

@@ -11,6 +11,7 @@ from typing import Any
 
 from topicscale.config import LlmConfig
 from topicscale.errors import ResourceError
+from topicscale.llm.backend import Batch
 from topicscale.llm.models import CONTEXT, ResolvedLlm, backend, computed_in, folder
 
 GIB = 2**30
@@ -22,8 +23,12 @@ GPU_SHARE = 0.95
 """Part of a GPU that is counted on: drivers and displays hold some."""
 CPU_FIXED = 1.0 * GIB
 """Bytes of a Python process with torch and transformers."""
-GPU_BATCH, CPU_BATCH = 16, 8
-"""Prompts at once, where memory allows."""
+GPU_BATCH, CPU_BATCH = 64, 8
+"""Prompts at once, where memory allows. Of Llama 2 13B's shape in 4 bits, an H100 answers 16 at once at 5.4 a second and 64 at 10.2
+(``benchmarks/results/gpu.md``)."""
+LONG = 1024
+"""Tokens of a long prompt and its answer: five documents of a hundred words, the examples and the keywords have about 500. Room for
+so many is reserved for each prompt; where prompts are longer, fewer are answered at once."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +44,20 @@ class Size:
     context: int
     """Tokens that it is used with at most."""
 
-    def need(self, batch: int, *, fixed: float) -> float:
-        """Return the bytes of a worker that answers ``batch`` prompts at once, each as long as can be."""
-        logits = 4.0 * self.vocabulary * batch
-        read = batch * self.context * self.token
+    def need(self, batch: Batch, *, fixed: float) -> float:
+        """Return the bytes of a worker that answers so much at once, or one prompt as long as can be."""
         # several prompts are read one by one and then put together: for a moment there are two copies
-        return fixed + self.weights + (2 * read if batch > 1 else read) + 2 * logits
+        together = 2 * min(batch.tokens, batch.prompts * self.context) * self.token if batch.prompts > 1 else 0.0
+        return fixed + self.weights + max(self.context * self.token, together) + self._logits(batch.prompts)
+
+    def batch(self, prompts: int, room: float, *, fixed: float) -> Batch:
+        """Return how much of at most ``prompts`` prompts a worker with ``room`` bytes answers at once."""
+        tokens = int((room - fixed - self.weights - self._logits(prompts)) // (2 * self.token))
+        tokens = min(tokens, prompts * min(self.context, LONG))
+        return Batch(prompts, tokens) if prompts > 1 and tokens > 0 else Batch(1, self.context)
+
+    def _logits(self, prompts: int) -> float:
+        return 2 * 4.0 * self.vocabulary * prompts
 
 
 @dataclass(frozen=True)
@@ -55,16 +68,15 @@ class LlmLayout:
     cpus: int
     gpus: float
     """For each worker: a fraction, or several where the model is larger than one."""
-    batch: int
+    batch: Batch
     need: float
-    """Bytes of one worker."""
+    """Bytes of one worker, at most."""
 
     def __str__(self) -> str:
         where = f"{self.gpus:g} GPU" if self.gpus else f"{self.cpus} CPU{'s' * (self.cpus != 1)}"
-        plural = "s" * (self.actors != 1)
-        return (
-            f"{self.actors} worker{plural} of {where}, {self.need / GIB:.1f} GiB each, {self.batch} prompt{'s' * (self.batch != 1)} at once"
-        )
+        plural, prompts = "s" * (self.actors != 1), self.batch.prompts
+        at_once = f"up to {prompts} prompts ({self.batch.tokens:,} tokens)" if prompts > 1 else "1 prompt"
+        return f"{self.actors} worker{plural} of {where}, at most {self.need / GIB:.1f} GiB each, {at_once} at once"
 
 
 def size(model: ResolvedLlm, config: LlmConfig) -> Size:
@@ -120,7 +132,7 @@ def plan(config: LlmConfig, of: Size, *, cpus: int, gpus: float, gpu_memory: flo
     if gpus and config.gpus_per_actor != 0:
         return _on_gpus(config, of, cpus=cpus, gpus=gpus, usable=gpu_memory * GPU_SHARE)
     usable = memory * 0.8
-    batch = config.batch_size or max((b for b in (1, 2, 4, CPU_BATCH) if of.need(b, fixed=CPU_FIXED) <= usable / 4), default=1)
+    batch = of.batch(config.batch_size or CPU_BATCH, usable / 4, fixed=CPU_FIXED)
     need = of.need(batch, fixed=CPU_FIXED)
     fit = int(usable // need)
     if fit < 1:
@@ -139,7 +151,7 @@ def plan(config: LlmConfig, of: Size, *, cpus: int, gpus: float, gpu_memory: flo
 
 
 def _on_gpus(config: LlmConfig, of: Size, *, cpus: int, gpus: float, usable: float) -> LlmLayout:
-    smallest = of.need(1, fixed=GPU_FIXED)
+    smallest = of.need(Batch(1), fixed=GPU_FIXED)
     share = config.gpus_per_actor
     if share is None:
         # a model larger than a GPU spreads over several; each of them pays for its context
@@ -153,12 +165,8 @@ def _on_gpus(config: LlmConfig, of: Size, *, cpus: int, gpus: float, usable: flo
             f"A worker of {config.model!r} needs {smallest / GIB:.1f} GiB, and {share:g} of {gpus:g} GPUs has {room / GIB:.1f} GiB. "
             "Raise llm.gpus_per_actor, name a smaller model, or a server: llm.url."
         )
-    batch = config.batch_size or max(b for b in (1, 2, 4, 8, GPU_BATCH) if of.need(b, fixed=GPU_FIXED) <= room)
+    batch = of.batch(config.batch_size or GPU_BATCH, room, fixed=GPU_FIXED)
     need = of.need(batch, fixed=GPU_FIXED)
-    if need > room:
-        raise ResourceError(
-            f"llm.batch_size={batch} of {config.model!r} needs {need / GIB:.1f} GiB, and a worker has {room / GIB:.1f} GiB. Lower it."
-        )
     most = math.floor(gpus) * math.floor(1 / share + 1e-9) if share < 1 else math.floor(gpus / share)
     actors = config.actors or max(1, most)
     if actors > most:

@@ -9,7 +9,7 @@ from typing import Any
 
 from topicscale.config import LlmConfig
 from topicscale.errors import MissingDependency, ModelError
-from topicscale.llm.backend import Answer, Ask
+from topicscale.llm.backend import Answer, Ask, Batch
 from topicscale.llm.memory import GPU_FIXED, GPU_SHARE, size
 from topicscale.llm.models import folder, resolve
 from topicscale.llm.prompts import load, prompt, token_ids
@@ -34,8 +34,8 @@ class Vllm:
         Processors it may use.
     device : str
         ``cpu`` or ``cuda``: all GPUs that this process sees.
-    batch : int
-        Prompts at once. Its cache holds so many of full length and no more, since a GPU may be shared.
+    batch : Batch
+        How much is answered at once. Its cache holds so much and no more, since a GPU may be shared.
 
     Raises
     ------
@@ -45,7 +45,7 @@ class Vllm:
         The model cannot be loaded.
     """
 
-    def __init__(self, config: LlmConfig, *, threads: int, device: str, batch: int) -> None:
+    def __init__(self, config: LlmConfig, *, threads: int, device: str, batch: Batch) -> None:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         try:
@@ -70,9 +70,8 @@ class Vllm:
                 quantization="bitsandbytes" if config.quantization == "nf4" else None,
                 max_model_len=of.context,
                 max_num_batched_tokens=of.context,
-                max_num_seqs=batch,
-                # whole blocks, and one that vLLM keeps for itself
-                kv_cache_memory_bytes=math.ceil((batch * math.ceil(of.context / BLOCK) + 1) * BLOCK * of.token / gpus),
+                max_num_seqs=batch.prompts,
+                kv_cache_memory_bytes=math.ceil(_blocks(batch, of.context) * BLOCK * of.token / gpus),
                 gpu_memory_utilization=share,
                 tensor_parallel_size=gpus,
                 enable_prefix_caching=True,
@@ -138,6 +137,12 @@ class Vllm:
             i: Answer(one.outputs[0].text, None, len(prompts[i]), len(one.outputs[0].token_ids))
             for i, one in zip(prompts, found, strict=True)
         }
+
+
+def _blocks(batch: Batch, context: int) -> int:
+    """Return the blocks that hold so much: a prompt's last one may be almost empty, and one vLLM keeps for itself."""
+    tokens = max(context, min(batch.tokens, batch.prompts * context))
+    return math.ceil(tokens / BLOCK) + batch.prompts + 1
 
 
 def _line(error: Exception) -> str:
