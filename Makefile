@@ -8,13 +8,16 @@ TESTS ?= tests
 PYTEST = timeout --kill-after=30 $(TEST_LIMIT) $(PY) -m pytest < /dev/null $(TESTS) --durations=10
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-faults lint types check lock clean bench-setup bench-whole-job bench-memory bench-baselines bench-quality bench-embedding bench-merge bench-federation bench-updates bench-labels bench-finetune bench-partitions bench-cluster bench
+.PHONY: help setup setup-gpu demo test test-slow test-faults lint types check lock clean bench-setup bench-whole-job bench-memory bench-baselines bench-quality bench-embedding bench-merge bench-federation bench-updates bench-labels bench-finetune bench-partitions bench-cluster bench-gpu bench
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:  ## the environment in .venv/, Java, the Delta jars; about a second when nothing changed
 	@PYTHON="$(PYTHON)" scripts/setup.sh
+
+setup-gpu:  ## the same with cuML, for machines with a GPU (about 3 GB more)
+	@PYTHON="$(PYTHON)" scripts/setup.sh gpu
 
 demo: setup  ## the whole job on 20,000 docstrings of the installed packages: topics on the terminal, a report as HTML
 	@$(PY) -m jobs.demo < /dev/null
@@ -78,6 +81,9 @@ bench-partitions: setup  ## the driver over 20,000 partitions, killed twice: its
 
 bench-cluster: setup  ## AG News submitted to two Ray nodes and two Spark workers on loopback, against the local run
 	$(PY) -m benchmarks.cluster
+
+bench-gpu: setup-gpu  ## what a GPU gains: embedding, cuML, a 13B language model in 4 bits, training (not part of bench)
+	$(PY) -m benchmarks.gpu
 
 bench: bench-embedding bench-quality bench-baselines bench-memory bench-merge bench-federation bench-updates bench-labels bench-finetune bench-partitions bench-cluster bench-whole-job  ## every benchmark, one after another
 

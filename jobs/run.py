@@ -14,8 +14,8 @@ from jobs.progress import Ui
 from jobs.stages import add, cluster, embed, ingest, publish, refine, represent, zeroshot
 from ray_actors import runtime
 from spark import jars, session
+from topicscale import algorithms, inputs, models, registry, storage
 from topicscale import cluster as clustering
-from topicscale import inputs, models, registry, storage
 from topicscale.config import Config
 from topicscale.errors import JobFailed, StoreError
 from topicscale.sites import is_merged
@@ -66,7 +66,9 @@ def validate(config: Config, store: str) -> inputs.InputPlan:
 
 def _check(config: Config) -> None:
     clustering.check(config.cluster)
-    runtime.local_plan(config.ray)
+    layout = runtime.local_plan(config.ray)
+    if layout is not None:
+        algorithms.check_device(config.cluster, layout.gpus)
     if config.input.embedding_column is None or config.zeroshot.topics:  # names are embedded here, whoever embedded the documents
         models.check(config.embedding)
     represent.check(config, represent.parse(config.represent.aspects))

@@ -4,6 +4,7 @@
 #   scripts/setup.sh            the environment, Java, the Delta jars
 #   scripts/setup.sh tests      what some tests need too: Chromium and its driver (the report), kustomize and haproxy (k8s/)
 #   scripts/setup.sh s3         the jars that reach S3 too (13 MB)
+#   scripts/setup.sh gpu        cuML too, which holds numba and others back: from then on .venv/ is made of requirements-gpu.txt
 #   scripts/setup.sh bertopic   the peer of the benchmarks too, in .venv-bertopic/
 #
 # Each step leaves a stamp with a digest of what it read, written after the step has ended: a second run redoes only
@@ -87,12 +88,15 @@ install_packages() {  # the environment's folder, a file of hashed requirements,
     "${pip[@]}" install -q --require-hashes "${@:3}" -r "$2" < /dev/null
 }
 
+requirements() { if [[ -e "$STAMPS/gpu" ]]; then echo requirements-gpu.txt; else echo requirements.txt; fi; }
+
 packages_step() {
-    local want
-    want="$(digest requirements.txt)"
+    local want file
+    file="$(requirements)"
+    want="$(digest "$file")"
     done_already packages "$want" && return
-    say "installing requirements.txt"
-    install_packages "$VENV" requirements.txt
+    say "installing $file"
+    install_packages "$VENV" "$file"
     stamp packages "$want"
 }
 
@@ -135,7 +139,7 @@ s3_step() {
 
 kernels_step() {
     local want
-    want="$(digest requirements.txt topicscale/algorithms.py)"
+    want="$(digest "$(requirements)" topicscale/algorithms.py)"
     done_already kernels "$want" && return
     say "compiling the clustering kernels"
     "$VENV/bin/python" -c 'from topicscale.cluster import warm; warm()' < /dev/null
@@ -200,6 +204,7 @@ if command -v flock > /dev/null; then
 fi
 java_step
 venv_step
+[[ " $* " != *" gpu "* ]] || stamp gpu asked
 packages_step
 models_step
 project_step
@@ -213,7 +218,8 @@ for extra in "$@"; do
             haproxy_step
             ;;
         s3) s3_step ;;
+        gpu) ;;  # asked for before packages were installed
         bertopic) bertopic_step ;;
-        *) fail "Extras are tests, s3 and bertopic. Got $extra instead" ;;
+        *) fail "Extras are tests, s3, gpu and bertopic. Got $extra instead" ;;
     esac
 done

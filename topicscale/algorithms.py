@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from topicscale.config import ClusterConfig
-from topicscale.errors import ConfigError, MissingDependency
+from topicscale.errors import ConfigError, MissingDependency, ResourceError
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -49,6 +49,16 @@ def check(config: ClusterConfig) -> None:
     """
     _check_one("cluster.reduction", config.reduction, REDUCTIONS, "fit_transform")
     _check_one("cluster.algorithm", config.algorithm, ALGORITHMS, "fit_predict")
+
+
+def check_device(config: ClusterConfig, gpus: float) -> None:
+    """Raise ResourceError where an algorithm needs a GPU and the workers have none."""
+    for key, value in (("cluster.reduction", config.reduction), ("cluster.algorithm", config.algorithm)):
+        if value.startswith("cuml_") and not gpus:
+            raise ResourceError(
+                f"{key}={value} needs a GPU, and the workers have none. Run it where there is one (ray.gpus_per_actor), or use "
+                f"{key}={value.removeprefix('cuml_')}."
+            )
 
 
 def reduce(rows: Float32, config: ClusterConfig) -> Float32:

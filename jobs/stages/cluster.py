@@ -13,6 +13,7 @@ from jobs.stages import zeroshot
 from jobs.stages.zeroshot import Names
 from ray_actors.pool import Unit
 from ray_actors.sample import Sample, collect
+from topicscale.algorithms import check_device
 from topicscale.calibrate import SAMPLE, Pilot
 from topicscale.cluster import local_min_cluster_size
 from topicscale.store import says
@@ -65,6 +66,7 @@ def cluster_for(
     """
 
     def prepare(pending: list[str]) -> Callable[[str], dict[str, Any]]:
+        check_device(job.config.cluster, job.engines.pool.layout.gpus)  # of a cluster it is known only now
         version = job.store.table("embeddings").version()
 
         def arguments(partition_id: str) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from topicscale.algorithms import predict
+from topicscale.algorithms import check_device, predict
 from topicscale.cluster import FLOOR, Clustering, check, cluster, exact, local_min_cluster_size, local_statistics, micro, unit
 from topicscale.config import ClusterConfig, load
-from topicscale.errors import ConfigError, MissingDependency
+from topicscale.errors import ConfigError, MissingDependency, ResourceError
 
 KMEANS = ClusterConfig(algorithm="kmeans", params={"n_clusters": 5})
 
@@ -145,6 +145,15 @@ def test_cuml_names_its_extra() -> None:
         pytest.skip("cuml is installed")
     with pytest.raises(MissingDependency, match=r"topicscale\[gpu\]"):
         check(ClusterConfig(algorithm="cuml_hdbscan"))
+
+
+@pytest.mark.parametrize("values", [{"reduction": "cuml_umap"}, {"algorithm": "cuml_hdbscan"}])
+def test_cuml_without_a_gpu_is_refused_with_what_does_without(values) -> None:
+    check_device(ClusterConfig(), 0)
+    check_device(ClusterConfig(**values), 0.5)
+    ((key, value),) = values.items()
+    with pytest.raises(ResourceError, match=f"cluster.{key}={value} needs a GPU.*cluster.{key}={value.removeprefix('cuml_')}"):
+        check_device(ClusterConfig(**values), 0)
 
 
 def test_cuml_is_asked_for_no_more_neighbours_than_it_takes(monkeypatch) -> None:
