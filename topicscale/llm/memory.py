@@ -53,8 +53,8 @@ class Size:
     def batch(self, prompts: int, room: float, *, fixed: float) -> Batch:
         """Return how much of at most ``prompts`` prompts a worker with ``room`` bytes answers at once."""
         tokens = int((room - fixed - self.weights - self._logits(prompts)) // (2 * self.token))
-        tokens = min(tokens, prompts * min(self.context, LONG))
-        return Batch(prompts, tokens) if prompts > 1 and tokens > 0 else Batch(1, self.context)
+        several = Batch(prompts, min(tokens, prompts * min(self.context, LONG)))
+        return several if prompts > 1 and tokens > 0 and self.need(several, fixed=fixed) <= room else Batch(1, self.context)
 
     def _logits(self, prompts: int) -> float:
         return 2 * 4.0 * self.vocabulary * prompts
