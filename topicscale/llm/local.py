@@ -197,6 +197,8 @@ class Local:
                 padded = [torch.nn.functional.pad(t, (0, 0, width - 1 - t.shape[2], 0)) for t in tensors]
                 parts.append(torch.cat(padded))
             together.update(parts[0], parts[1], layer)
+            for cache in read:  # or all layers would be there twice
+                cache.layers[layer] = None
         return together
 
 

@@ -46,7 +46,7 @@ class Size:
 
     def need(self, batch: Batch, *, fixed: float) -> float:
         """Return the bytes of a worker that answers so much at once, or one prompt as long as can be."""
-        # several prompts are read one by one and then put together: for a moment there are two copies
+        # twice: several prompts are read one by one and then put together, and a GPU's allocator leaves gaps where the parts were
         together = 2 * min(batch.tokens, batch.prompts * self.context) * self.token if batch.prompts > 1 else 0.0
         return fixed + self.weights + max(self.context * self.token, together) + self._logits(batch.prompts)
 
