@@ -198,7 +198,8 @@ class Local:
                 parts.append(torch.cat(padded))
             together.update(parts[0], parts[1], layer)
             for cache in read:  # or all layers would be there twice
-                cache.layers[layer] = None
+                layers: list[Any] = cache.layers
+                layers[layer] = None
         return together
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib.util
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -140,11 +141,18 @@ def _target(model: ResolvedLlm) -> Path:
 
 
 def quiet() -> None:
-    """Keep transformers' progress bars and advice off the terminal."""
-    from transformers.utils import logging
+    """Keep the progress bars and advice of transformers, and of what it imports, off the terminal."""
+    from transformers.utils import logging as messages
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    messages.disable_progress_bar()
+    messages.set_verbosity_error()
+    # DeepSpeed, where it is installed, is imported with transformers' models, and tells the standard output, which holds a command's
+    # result, that there is no GPU. It sets its own level then; a filter stays
+    logging.getLogger("DeepSpeed").addFilter(_grave)
+
+
+def _grave(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def _unpack(file: Path, target: Path) -> None:
