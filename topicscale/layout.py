@@ -17,6 +17,9 @@ EPOCHS = 200
 NEGATIVES = 5
 """Random documents that repel each document, each epoch."""
 STEP = 0.5
+DECIMALS = 9
+"""What comes of a matrix product is rounded to so many: its last bits depend on the number of threads, and the descent makes another map
+of them. A limit is no help: machines differ, and in Ray's workers numpy's OpenBLAS was seen to keep its own number under one."""
 _BLOCK = 1024
 
 
@@ -57,10 +60,10 @@ def _graph(vectors: Float32, k: int) -> tuple[Int64, Int64, Float64]:
     """Return the edges (head, tail, weight) of the symmetric neighbour graph, each in both directions."""
     from scipy.sparse import csr_matrix
 
-    n = len(vectors)
+    n, exactly = len(vectors), vectors.astype(np.float64)
     index, distance = np.empty((n, k), np.int64), np.empty((n, k))
     for start in range(0, n, _BLOCK):
-        similarity = vectors[start : start + _BLOCK] @ vectors.T
+        similarity = np.round(exactly[start : start + _BLOCK] @ exactly.T, DECIMALS)
         rows = np.arange(len(similarity))
         similarity[rows, start + rows] = -2.0
         best = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
@@ -93,7 +96,7 @@ def _start(vectors: Float32, topics: Int64, random: np.random.Generator) -> Floa
     if top.shape[1] < 2:
         top = np.hstack([top, np.zeros((len(top), 1))])
     top *= np.where(top[np.abs(top).argmax(axis=0), np.arange(2)] < 0, -1.0, 1.0)  # an eigenvector's sign is arbitrary
-    place: Float64 = drawn @ top
+    place: Float64 = np.round(drawn @ top, DECIMALS)
     place *= 10.0 / max(float(np.abs(place).max()), 1e-9)
     return place + random.normal(0.0, 0.05, place.shape)
 

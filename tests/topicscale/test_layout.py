@@ -19,7 +19,8 @@ def test_topics_lie_together_and_apart() -> None:
     distance = np.linalg.norm(place[:, None] - place[None], axis=2)
     np.fill_diagonal(distance, np.inf)
     assert (true[distance.argmin(axis=1)] == true).mean() > 0.98
-    assert (layout(vectors, true) == place).all()
+    for threads in (1, 2):
+        assert (layout(vectors, true, threads=threads) == place).all()
     assert np.median(np.hypot(*place.T)) == pytest.approx(1.0, abs=1e-3)
 
 
