@@ -16,7 +16,7 @@ help:  ## this list
 setup:  ## the environment in .venv/, Java, the Delta jars; about a second when nothing changed
 	@PYTHON="$(PYTHON)" scripts/setup.sh
 
-setup-gpu:  ## the same with cuML, for machines with a GPU (about 3 GB more)
+setup-gpu:  ## the same with cuML, for machines with a GPU (about 1 GB more)
 	@PYTHON="$(PYTHON)" scripts/setup.sh gpu
 
 demo: setup  ## the whole job on 20,000 docstrings of the installed packages: topics on the terminal, a report as HTML

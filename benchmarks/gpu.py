@@ -11,7 +11,6 @@ speed, and no model has to be fetched. It is made in ``--scratch``, which needs 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import gc
 import json
 import math
@@ -213,11 +212,11 @@ def labels(options: argparse.Namespace) -> str:
 
     model = llama(options)
     asks = _asks(options)
-    config = LlmConfig(model=str(model), max_new_tokens=options.new_tokens, batch_size=options.batch)
+    config = LlmConfig(model=str(model), max_new_tokens=options.new_tokens)
     of = size(resolve(config.model), config)
     total = torch.cuda.get_device_properties(0).total_memory if options.device == "cuda" else 24 * GIB
-    free = plan(dataclasses.replace(config, batch_size=None), of, cpus=16, gpus=1, gpu_memory=total, memory=100 * GIB)
-    t4 = plan(dataclasses.replace(config, batch_size=None), of, cpus=4, gpus=1, gpu_memory=15 * GIB, memory=16 * GIB)
+    free = plan(config, of, cpus=16, gpus=1, gpu_memory=total, memory=100 * GIB)
+    t4 = plan(config, of, cpus=4, gpus=1, gpu_memory=15 * GIB, memory=16 * GIB)
     said = [f"Planned for this GPU: {free}. For a T4 of 15 GiB: {t4}."]
     began = time.perf_counter()
     ours = Local(config, threads=4, device=options.device, batch=free.batch)
@@ -470,7 +469,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--tokenizer", type=Path, help="a folder with the files of a tokenizer (default: of the packaged model)")
     parser.add_argument("--topics", type=int, default=64)
-    parser.add_argument("--batch", type=int)
     parser.add_argument("--new-tokens", type=int, default=24)
     parser.add_argument("--layers", type=int, default=40, help="of the language model; fewer than 40 make a small one")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
