@@ -50,15 +50,16 @@ def local_min_cluster_size(config: ClusterConfig, min_size: int, *, documents: i
 
     One partition is an ordinary fit, with ``min_size`` itself. Several cluster finely, since a topic of ``min_size``
     documents has ``min_size / partitions`` in each: the merge makes topics whole again, but cannot make what no
-    partition saw. Partitions too small for a density are cut into micro-clusters of three (see ``cluster``). Both grow
-    with the corpus, to bound the number of local topics that are merged.
+    partition saw. Partitions too small for a density are cut into micro-clusters of two (see ``cluster``): what three or
+    five documents are joined into cannot be taken apart by the merge, which costs agreement with known labels (see
+    ``benchmarks/results/federation.md``). Both grow with the corpus, to bound the number of local topics that are merged.
     """
     if config.min_cluster_size is not None:
         return config.min_cluster_size
     if partitions <= 1:
         return min_size
     if documents / partitions < MICRO:
-        return int(np.clip(documents // 10_000, 3, 20))
+        return int(np.clip(documents // 30_000, 2, 20))
     return int(np.clip(documents // 50_000, min(5, max(min_size, 2)), 25))
 
 
