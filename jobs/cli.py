@@ -23,6 +23,7 @@ from topicscale import storage
 from topicscale.config import Config, load
 from topicscale.errors import JobFailed, RequestError, StoreError, TopicscaleError
 from topicscale.files import said
+from topicscale.texts import printable
 
 DONE, FAILED, BAD_REQUEST, INTERRUPTED = 0, 1, 2, 130
 ENGINES = {
@@ -95,6 +96,11 @@ def configuration(options: argparse.Namespace) -> Config:
     return load(file=options.config, overrides=options.set, values=chosen)
 
 
+def _tell(options: argparse.Namespace, found: Any, describe: Callable[[Any], str]) -> None:
+    """Print a result, as JSON or described for people; other people's text in it commands no terminal."""
+    print(json.dumps(found, indent=2, ensure_ascii=False, default=str) if options.json else printable(describe(found)))
+
+
 def _run(options: argparse.Namespace) -> int:
     from jobs.run import run
 
@@ -104,7 +110,7 @@ def _run(options: argparse.Namespace) -> int:
         from jobs.dry_run import describe, dry_run
 
         found = dry_run(config, options.store)
-        print(json.dumps(found, indent=2) if options.json else describe(found))
+        _tell(options, found, describe)
         return DONE
     try:
         result = run(config, options.store, ui=ui)
@@ -149,7 +155,7 @@ def _plan(options: argparse.Namespace) -> int:
         gigabyte_month=options.cost_gb_month,
         rates=options.rates,
     )
-    print(json.dumps(to_dict(found), indent=2) if options.json else describe(found))
+    _tell(options, to_dict(found), lambda _: describe(found))
     return DONE
 
 
@@ -176,7 +182,7 @@ def _benchmark(options: argparse.Namespace) -> int:
         folder=options.folder,
         ui=_ui(options),
     )
-    print(json.dumps(found, indent=2) if options.json else describe(found))
+    _tell(options, found, describe)
     return DONE
 
 
@@ -195,7 +201,7 @@ def _status(options: argparse.Namespace) -> int:
     from jobs.status import describe, status
 
     found = status(options.store)
-    print(json.dumps(found, indent=2, default=str) if options.json else describe(found))
+    _tell(options, found, describe)
     return DONE
 
 
@@ -203,7 +209,7 @@ def _topics(options: argparse.Namespace) -> int:
     from jobs.topics import describe, topics
 
     found = topics(options.store, top=options.top)
-    print(json.dumps(found, indent=2, ensure_ascii=False) if options.json else describe(found))
+    _tell(options, found, describe)
     return DONE
 
 
@@ -225,7 +231,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from jobs.evaluate import describe, evaluate
 
     found = evaluate(options.store, labels=options.labels)
-    print(json.dumps(found, indent=2) if options.json else describe(found))
+    _tell(options, found, describe)
     return DONE
 
 
@@ -235,7 +241,7 @@ def _judge(options: argparse.Namespace) -> int:
     said = None if options.json else lambda line: print(line, file=sys.stderr, flush=True)
     with contextlib.redirect_stdout(sys.stderr):  # deepspeed and others log to the standard output, which is for the result
         found = judge(options.model, options.task, store=options.store, labels=options.labels, progress=said)
-    print(json.dumps(found, indent=2) if options.json else describe(found))
+    _tell(options, found, describe)
     return DONE
 
 
@@ -248,7 +254,7 @@ def _update(options: argparse.Namespace) -> int:
         result = update.refit(options.store, overrides=options.set, ui=_ui(options))
         return _ended(result, options)
     found = update.update(options.input, options.store, overrides=options.set, ui=_ui(options))
-    print(json.dumps(found, indent=2) if options.json else update.describe(found))
+    _tell(options, found, update.describe)
     return DONE
 
 
@@ -256,7 +262,7 @@ def _forget(options: argparse.Namespace) -> int:
     from jobs.forget import describe, forget
 
     found = forget(options.ids, options.store, ui=_ui(options))
-    print(json.dumps(found, indent=2) if options.json else describe(found))
+    _tell(options, found, describe)
     return DONE
 
 
@@ -278,7 +284,7 @@ def _label(options: argparse.Namespace) -> int:
         overrides=options.set,
         ui=_ui(options),
     )
-    print(json.dumps(found, indent=2, ensure_ascii=False) if options.json else describe(found))
+    _tell(options, found, describe)
     return FAILED if found["fallback"] and not found["labelled"] else DONE
 
 
@@ -305,9 +311,9 @@ def _finetune(options: argparse.Namespace) -> int:
             else finetune(config, options.output, **data, force=options.force, ui=_ui(options))
         )
     if options.dry_run:
-        print(json.dumps(found, indent=2) if options.json else describe_plan(found))
+        _tell(options, found, describe_plan)
         return DONE
-    print(json.dumps(found, indent=2) if options.json else describe(found))
+    _tell(options, found, describe)
     return FAILED if found["status"] == REJECTED else DONE
 
 
@@ -327,7 +333,7 @@ def _models(options: argparse.Namespace) -> int:
     from jobs.models import describe, models
 
     found = models(options.store)
-    print(json.dumps(found, indent=2, default=str) if options.json else describe(found))
+    _tell(options, found, describe)
     return DONE
 
 
@@ -341,7 +347,7 @@ def _merge(options: argparse.Namespace) -> int:
         except ValueError:
             raise RequestError(f"--similarity must be auto or a number between 0 and 1. Got {similarity!r} instead.") from None
     found = merge(options.inputs, options.store, similarity=similarity, match=options.match, documents=options.documents, ui=_ui(options))
-    print(json.dumps(found, indent=2, ensure_ascii=False) if options.json else describe(found))
+    _tell(options, found, describe)
     return DONE
 
 
@@ -349,7 +355,7 @@ def _diff(options: argparse.Namespace) -> int:
     from jobs.diff import describe, diff
 
     found = diff(getattr(options, "from"), options.to, min_change=options.min_change)
-    print(json.dumps(found, indent=2, ensure_ascii=False) if options.json else describe(found))
+    _tell(options, found, describe)
     return DONE
 
 
@@ -363,7 +369,7 @@ def _export(options: argparse.Namespace) -> int:
     if not options.topics_only:
         raise RequestError("Only topics can be exported for now. Add --topics-only.")
     found = export(options.store, options.output, min_documents=options.min_document_frequency, site=options.site)
-    print(json.dumps(found, indent=2, ensure_ascii=False) if options.json else describe(found))
+    _tell(options, found, describe)
     return DONE
 
 
@@ -384,7 +390,7 @@ def _export_model(options: argparse.Namespace) -> int:
             store=options.store,
             progress=said,
         )
-    print(json.dumps(found, indent=2) if options.json else describe(found))
+    _tell(options, found, describe)
     return DONE
 
 
@@ -458,7 +464,7 @@ def _jobs(options: argparse.Namespace) -> int:
     address = submit.address_of(options.ray)
     if options.action == "list":
         found = submit.jobs(address)
-        print(json.dumps(found, indent=2) if options.json else submit.describe(found))
+        _tell(options, found, submit.describe)
         return DONE
     if options.job is None:
         raise RequestError(f"jobs {options.action} must be given a job's id. See: topicscale jobs list --ray {address}")

@@ -17,7 +17,6 @@ from jobs.progress import Ui
 from jobs.stages import add, embed, ingest, publish
 from jobs.update import check
 from ray_actors.parts import read_partition, to_list_array, to_matrix
-from ray_actors.refine import SHOWN_CHARS
 from topicscale import labels as naming
 from topicscale.cluster import local_statistics
 from topicscale.config import Config, fingerprint
@@ -25,7 +24,7 @@ from topicscale.errors import RequestError
 from topicscale.merge import leaf_key
 from topicscale.refine import Sums, collect
 from topicscale.store import PENDING, Snapshot, Store, UnitWrite, next_version, unit_id, write_part
-from topicscale.tables import OUTLIER, TABLES
+from topicscale.tables import OUTLIER, SHOWN_CHARS, TABLES
 from topicscale.terms import KEYWORDS, name, top_terms
 
 PER_DOCUMENT = ("embeddings", "local_assignments", "assignments")

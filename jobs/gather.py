@@ -20,16 +20,16 @@ from deltalake import write_deltalake
 
 from jobs.progress import Ui
 from ray_actors.parts import forget_handles, read_partition, to_matrix
-from ray_actors.refine import SHOWN_CHARS, by_partition, nearest, texts
+from ray_actors.refine import by_partition, nearest, texts
 from ray_actors.sample import collect, sample
 from topicscale import sites
 from topicscale.config import Config, fingerprint
 from topicscale.errors import RequestError
 from topicscale.federate import Federation
-from topicscale.labels import one_line
 from topicscale.layout import layout
 from topicscale.store import PartFile, Snapshot, Store, UnitWrite, write_part
-from topicscale.tables import PARTITION, TABLES, slug
+from topicscale.tables import PARTITION, SHOWN_CHARS, TABLES, slug
+from topicscale.texts import one_line
 
 STAGE = "gather"
 COPIED = ("documents", "embeddings", "assignments")

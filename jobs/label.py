@@ -26,6 +26,7 @@ def label(
     only_unlabelled: bool = False,
     file: str | Path | None = None,
     overrides: Sequence[str] = (),
+    values: Mapping[str, Any] | None = None,
     ui: Ui | None = None,
     generation: int | None = None,
 ) -> dict[str, Any]:
@@ -46,6 +47,8 @@ def label(
         A YAML file or preset with ``represent`` and ``llm``, over the store's own configuration.
     overrides : sequence of str
         ``llm.key=value`` and the like.
+    values : mapping, optional
+        The same as a mapping of sections.
     generation : int, optional
         The generation whose topics the ids mean; another one is refused.
 
@@ -64,7 +67,7 @@ def label(
     base = target.pin()
     if generation not in (None, base.generation):
         raise StoreError(f"The store {target.uri!r} has moved on from generation {generation} to {base.generation}. Load it again.")
-    config = configuration(base.configuration, file, overrides)
+    config = configuration(base.configuration, file, overrides, values)
     aspects = stage.aspects_of(config, aspect)
     stage.check(config, aspects)
     run_id = new_run_id()
@@ -84,7 +87,9 @@ def label(
     }
 
 
-def configuration(held: Mapping[str, Any], file: str | Path | None, overrides: Sequence[str]) -> Config:
+def configuration(
+    held: Mapping[str, Any], file: str | Path | None, overrides: Sequence[str], values: Mapping[str, Any] | None = None
+) -> Config:
     """Return a store's configuration with the parts changed that describing topics may change.
 
     Raises
@@ -94,7 +99,7 @@ def configuration(held: Mapping[str, Any], file: str | Path | None, overrides: S
     """
     known = Config().to_dict()
     before = Config.from_dict({section: values for section, values in held.items() if section in known}).to_dict()
-    config = load(base=before, file=file, overrides=overrides)
+    config = load(base=before, file=file, values=values, overrides=overrides)
     for section, values in config.to_dict().items():
         changed = [key for key in values if values[key] != before[section][key]]
         if changed and section not in SECTIONS:

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from topicscale.texts import printable
+
 INTERVAL = 10.0
 """Seconds between two lines of a stage's progress where there is no terminal."""
 
@@ -86,7 +88,7 @@ class Ui:
         elif self.mode != "quiet" or event in ("warning", "error"):
             style = {"warning": "yellow", "error": "bold red"}.get(event)
             # markup off: messages may hold brackets of user text
-            self._console.print(message, style=style, markup=False)
+            self._console.print(printable(message), style=style, markup=False)
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int | None = None, *, unit: str = "documents") -> Iterator[Bar]:

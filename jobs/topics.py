@@ -6,6 +6,7 @@ from typing import Any
 
 from topicscale.errors import RequestError
 from topicscale.store import Store
+from topicscale.texts import one_line
 
 
 def topics(store: str, *, top: int | None = None) -> list[dict[str, Any]]:
@@ -33,8 +34,8 @@ def describe(rows: list[dict[str, Any]]) -> str:
         return "No topics."
     lines = [f"{'topic':>6}  {'documents':>9}  {'share':>6}  keywords"]
     for row in rows:
-        words = ", ".join(row["keywords"]) or "-"
+        words = ", ".join(map(one_line, row["keywords"])) or "-"
         if row["label"] and not row["label"].startswith(f"{row['topic_id']}_"):
-            words = f"{row['label']}: {words}"  # a name someone gave it
+            words = f"{one_line(row['label'])}: {words}"  # a name someone gave it
         lines.append(f"{row['topic_id']:>6}  {row['size']:>9,}  {row['share']:>6.1%}  {words}")
     return "\n".join(lines)

@@ -19,8 +19,6 @@ from topicscale.store import write_part
 
 Nearest = tuple[float, str, str, str]
 """A topic's candidate document: (-probability, doc_id, text_hash, partition_id)."""
-SHOWN_CHARS = 500
-"""Characters of a representative document that ``topics`` keeps."""
 
 
 def count(vectors: npt.NDArray[np.float32], references: npt.NDArray[np.float32], cutoffs: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:

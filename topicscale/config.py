@@ -33,6 +33,9 @@ SECRET = re.compile(
 """What the name of a setting or variable that holds a secret has in it."""
 _REFERENCES = ("spark.kubernetes.driver.secret", "spark.kubernetes.executor.secret")
 """Settings that name secrets and do not hold them."""
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,99}")
+_DOTTED = ("spark.conf", "storage.options")
+"""Mappings of names that have dots in them."""
 _ENVIRONMENT = (
     "Credentials come from the environment alone: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or a role; "
     "GOOGLE_APPLICATION_CREDENTIALS; AZURE_... (docs/storage.md); SPARK_CONNECT_AUTHENTICATE_TOKEN; _SPARK_AUTH_SECRET (docs/clusters.md)."
@@ -188,6 +191,8 @@ class LlmConfig:
     """Base of an OpenAI-compatible server: http://localhost:8000/v1"""
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the server's key. The key itself has no place in a configuration."""
+    request: dict[str, Any] = field(default_factory=dict)
+    """What a server's requests hold beside or instead of the rest, null to leave it out: {max_tokens: null, max_completion_tokens: 99}"""
     quantization: Literal["nf4", "none"] = "nf4"
     """nf4: 4-bit weights by bitsandbytes, doubly quantised. none: weights of ``dtype``."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
@@ -215,7 +220,7 @@ class LlmConfig:
     """0 takes the most probable token always (greedy); above, tokens are drawn."""
     repetition_penalty: float = 1.0
     max_new_tokens: int = 32
-    """Tokens an answer may have. Only its first line is used, so that it ends there."""
+    """Tokens an answer may have. It ends at its first line that is more than an announcement: nothing after that is used."""
     seed: int = 42
     batch_size: int | None = None
     """Prompts in one pass of the model, where memory allows; None takes 64 on a GPU, 8 elsewhere. More is faster, and can change an
@@ -528,6 +533,14 @@ def _build(cls: type, values: Any, where: str) -> Any:
     return cls(**arguments)
 
 
+def _dotted(values: Mapping[Any, Any], at: str = "") -> dict[str, Any]:
+    """Return a mapping of mappings as one, with keys joined by dots: ``--set spark.conf.spark.sql.shuffle.partitions=8``."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _dotted(value, f"{at}{key}.") if isinstance(value, Mapping) else {f"{at}{key}": value}
+    return found
+
+
 def _nearest(path: str, key: str, known: list[str], where: str) -> str:
     everywhere = [f"{section}.{name}" for section, values in _plain(Config()).items() for name in values]
     close = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(path, everywhere, n=1, cutoff=0.5)
@@ -568,7 +581,7 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{path} must be a mapping. Got {value!r} instead.")
-        return dict(_holdable(value, path))
+        return dict(_holdable(_dotted(value) if path in _DOTTED else value, path))
     if hint is bool and isinstance(value, bool):
         return value
     if hint is int and isinstance(value, (int, float)) and not isinstance(value, bool) and float(value).is_integer():
@@ -645,6 +658,13 @@ def _validate(config: Config) -> None:
     share = c.llm.gpus_per_actor
     whole = share is None or 0 <= share <= 1 or (share > 1 and share.is_integer())
     check(whole, "llm.gpus_per_actor", "a fraction up to 1, or a whole number; 0 for the processor")
+    if not _VARIABLE.fullmatch(c.llm.api_key_env):
+        raise ConfigError(
+            "llm.api_key_env must be the name of an environment variable, in capitals. What it holds is no such name, and is not shown: it "
+            "may be the key itself. Put the key in a variable, and give the variable's name."
+        )
+    own = sorted({"messages", "model", "stream"} & set(c.llm.request))
+    check(not own, "llm.request", f"without {', '.join(own)}, which topicscale sets itself")
     if c.llm.url is not None and "@" in c.llm.url:
         raise ConfigError(f"llm.url must hold no user and no password (it is not shown). Give a key by the variable {c.llm.api_key_env}.")
     fit = c.llm.url is None or c.llm.url.startswith(("http://", "https://"))
@@ -676,6 +696,7 @@ def secretive(key: str) -> bool:
 
 def _refuse_secrets(config: Config) -> None:
     held = {f"storage.options.{key}": key for key in config.storage.options}
+    held |= {f"llm.request.{key}": key for key in config.llm.request if not key.lower().endswith("tokens")}
     held |= {f"spark.conf.{key}": key for key in config.spark.conf if not str(key).startswith(_REFERENCES)}
     for path, key in held.items():
         if secretive(str(key)):  # its value is not shown

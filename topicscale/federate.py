@@ -25,10 +25,11 @@ import pyarrow.compute as pc
 from topicscale.calibrate import Pilot, combine
 from topicscale.cluster import Float64, Int64
 from topicscale.errors import RequestError
-from topicscale.labels import one_line, relabelled
+from topicscale.labels import relabelled
 from topicscale.leaf_terms import hashed, reconciled
 from topicscale.merge import Leaves, Merged, leaf_key, merge
 from topicscale.tables import OUTLIER, TABLES
+from topicscale.texts import one_line
 
 OUTLIERS = "outliers"
 """The ``topic_key`` of outliers' leaves."""

@@ -7,7 +7,6 @@ topic's leaves in ``site_topics``, so that it goes along when stores are merged.
 from __future__ import annotations
 
 import operator
-import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -19,19 +18,16 @@ from topicscale.sites import is_merged, topic_of_leaves
 from topicscale.store import Snapshot, Store
 from topicscale.tables import OUTLIER, TABLES
 from topicscale.terms import name
+from topicscale.texts import LONGEST, commands
 
 ASPECT = "manual"
 LABEL_COLUMNS = ("topic_id", "aspect", "label")
 """What :func:`held` reads."""
 HERE = "set in this store"
 """The ``detail`` of names that were set here, and did not come from a site with its topics."""
-LONGEST = 200
-"""Characters of a name."""
 _WRITTEN = ("zeroshot", "llm")
 """Aspects whose label names a topic that nobody named by hand."""
 _LOOK_BACK = 20
-_REFUSED = ("Cc", "Cs", "Zl", "Zp")
-_OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def check(labels: Mapping[int, str] | Sequence[str], topic_ids: Sequence[int]) -> dict[int, str]:
@@ -160,12 +156,6 @@ def label_row(topic: int, label: str) -> dict[str, Any]:
     return {"topic_id": topic, "aspect": ASPECT, "label": label, "terms": [], "status": "ok", "detail": HERE}
 
 
-def one_line(text: str | None) -> str:
-    """Return other people's text as a name may be: one line, no control characters (U+FFFD in their place), not too long."""
-    line = " ".join((text or "")[: 8 * LONGEST].split())
-    return "".join("\ufffd" if _refused(c) else c for c in line)[:LONGEST].rstrip()
-
-
 def carried(store: Store, keys: Sequence[str]) -> tuple[dict[int, str], list[str]]:
     """Return the names that topics had, for tables that are made again, and those whose topics are gone.
 
@@ -241,15 +231,11 @@ def _topic_id(topic: Any, topic_ids: Sequence[int]) -> int:
     return number
 
 
-def _refused(character: str) -> bool:
-    return unicodedata.category(character) in _REFUSED or character in _OVERRIDES
-
-
 def _checked(topic: int, label: Any) -> str:
     if not isinstance(label, str):
         raise RequestError(f"The name of topic {topic} must be a text. Got {type(label).__name__} instead. An empty one removes a name.")
     text = label.strip(" ")
-    bad = next((c for c in text if _refused(c)), None)
+    bad = next((c for c in text if commands(c)), None)
     if bad is not None:
         raise RequestError(
             f"The name of topic {topic} must be one line without control characters. Got U+{ord(bad):04X} in {label[:60]!r} instead. "

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,10 +19,10 @@ from topicscale import documents as inputs
 from topicscale import sites, submodels
 from topicscale.config import Config, load
 from topicscale.errors import JobFailed, ModelError, RequestError, StoreError
-from topicscale.labels import LABEL_COLUMNS, held, set_labels
+from topicscale.labels import ASPECT, LABEL_COLUMNS, held, set_labels
 from topicscale.refine import assign
 from topicscale.store import Snapshot, Store
-from topicscale.tables import OUTLIER
+from topicscale.tables import OUTLIER, SHOWN_CHARS
 
 if TYPE_CHECKING:
     from topicscale.embedding import Embedder
@@ -343,7 +342,7 @@ class TopicModel:
         )
 
     def get_topic_info(self, topic: int | None = None) -> pd.DataFrame:
-        """Return topics (or one) with Topic, Count, Name, Representation and Representative_Docs.
+        """Return topics (or one) with Topic, Count, Name, Representation, a column for each other aspect, and Representative_Docs.
 
         Where topics were named by hand, CustomName follows Name, as BERTopic has it; here the two are the same.
         """
@@ -354,12 +353,19 @@ class TopicModel:
                 "Count": rows["size"].astype(int),
                 "Name": rows["label"],
                 "Representation": [list(words) for words in rows["keywords"]],
+                **self._aspect_columns(rows["topic_id"]),
                 "Representative_Docs": [list(docs) for docs in rows["representative_docs"]],
             }
         ).reset_index(drop=True)
         if self._named:
             info.insert(3, "CustomName", info["Name"])
         return info if topic is None else info[info["Topic"] == topic].reset_index(drop=True)
+
+    def _aspect_columns(self, topics: Iterable[int]) -> dict[str, list[list[str]]]:
+        """Return the terms of each aspect for each of some topics, in their order."""
+        by_topic = self._aspects()
+        names = sorted({name for found in by_topic.values() for name in found} - {ASPECT})
+        return {name: [[term for term, _ in by_topic.get(topic, {}).get(name, [])] for topic in topics] for name in names}
 
     def get_topic(self, topic: int, full: bool = False) -> list[tuple[str, float]] | dict[str, list[tuple[str, float]]] | Literal[False]:
         """Return a topic's terms and their c-TF-IDF weights, best first; False if there is no such topic.
@@ -436,8 +442,14 @@ class TopicModel:
         if self._named:
             info["CustomName"] = info["Name"]
         info["Representation"] = [list(words) if isinstance(words, (list, np.ndarray)) else [] for words in described["keywords"]]
+        for name, terms in self._aspect_columns(topics).items():
+            info[name] = terms
         info["Top_n_words"] = [" - ".join(words) for words in info["Representation"]]
         info["Probability"] = rows["probability"].fillna(0.0).to_numpy()
+        shown = {topic: set(docs) for topic, docs in zip(self._topics["topic_id"], self._topics["representative_docs"], strict=True)}
+        info["Representative_document"] = [
+            text[:SHOWN_CHARS] in shown.get(topic, ()) for text, topic in zip(rows["text"], topics, strict=True)
+        ]
         info["Doc_ID"] = rows["doc_id"]
         kept = [c for c in documents.columns if c not in ("doc_id", "text", "embedding")]
         for name in kept:
@@ -496,11 +508,11 @@ class TopicModel:
         self._fitted()
         assert self._snapshot is not None
         generation = self._snapshot.generation
-        chosen = [f"llm.{key}={json.dumps(value)}" for key, value in llm.items()]
+        chosen = {"llm": {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in llm.items()}}
         wanted = None if topics is None else set(topics)
         ui = Ui("auto" if self.verbose else "quiet")
         found = label(
-            self.store, aspect=aspect, topics=wanted, only_unlabelled=only_unlabelled, overrides=chosen, ui=ui, generation=generation
+            self.store, aspect=aspect, topics=wanted, only_unlabelled=only_unlabelled, values=chosen, ui=ui, generation=generation
         )
         self._open(Store(self.store).pin())
         return found

@@ -19,6 +19,8 @@ CONTRACT_VERSION = 2
 
 OUTLIER = -1
 """The topic id of documents that belong to no topic."""
+SHOWN_CHARS = 500
+"""Characters of a representative document that ``topics`` keeps."""
 
 PARTITION = "partition_id"
 

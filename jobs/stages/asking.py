@@ -35,12 +35,14 @@ from topicscale.terms import words
 
 LIMIT = "beyond llm."
 """How the error begins of what was not asked because a limit was reached."""
-CODE = 1
-"""Raised when the same ask would make another prompt, so that old answers are not taken for new ones."""
+CODE = 2
+"""Raised when the same ask would make another prompt or another answer, so that old answers are not taken for new ones."""
 LONGEST_ANSWER = 4_000
 """Characters of an answer that are kept."""
 PER_SERVER_ROUND = 2
 """A server is sent so many times ``concurrency`` asks before their answers are committed."""
+GIVEN_UP = 2
+"""Rounds without a single answer, one after the other, after which a server is asked nothing more: it is down, or refuses every request."""
 DURABLE_SECONDS = 1.0
 """Answers wait for others so long before they are committed: a driver that is killed loses no more than these."""
 
@@ -148,7 +150,7 @@ class Asker:
 
     def _print(self, ask: Ask) -> str:
         c = self._config
-        drawn = [c.temperature, c.repetition_penalty, c.max_new_tokens, c.seed, c.template, c.doc_length, c.tokenizer]
+        drawn = [c.temperature, c.repetition_penalty, c.max_new_tokens, c.seed, c.template, c.doc_length, c.tokenizer, c.request]
         return fingerprint("ask", CODE, self._identity, self._template, drawn, dataclasses.asdict(ask))
 
     def _known(self, prints: set[str]) -> dict[str, Answer]:
@@ -166,13 +168,18 @@ class Asker:
         buffer.clear()
 
     def _answers(self, pending: Mapping[str, Ask]) -> Any:
-        """Yield answers as they come; once a limit is reached, the rest gets it for an error."""
+        """Yield answers as they come; once a limit is reached or the server gives none, the rest gets that for an error."""
         waiting, size = list(pending), self._chunk(len(pending))
         chunks = [waiting[i : i + size] for i in range(0, len(waiting), size)]
         if self._server is not None:
+            unanswered, gone = 0, None
             for chunk in chunks:
-                over = self._over()
-                found = [Answer(None, over)] * len(chunk) if over else self._server.complete([pending[fp] for fp in chunk])
+                if over := gone or self._over():
+                    found = [Answer(None, over)] * len(chunk)
+                else:
+                    found = self._server.complete([pending[fp] for fp in chunk])
+                    unanswered = unanswered + 1 if all(answer.text is None for answer in found) else 0
+                    gone = found[-1].error if unanswered == GIVEN_UP else None
                 yield from zip(chunk, found, strict=True)
             return
         yield from self._on_workers(pending, chunks)

@@ -16,14 +16,14 @@ from jobs.stages.cluster import sample
 from jobs.stages.refine import Topics, merge, read_local
 from ray_actors.parts import to_list_array
 from ray_actors.pool import Unit
-from ray_actors.refine import SHOWN_CHARS, Nearest, by_partition, nearer
+from ray_actors.refine import Nearest, by_partition, nearer
 from topicscale import labels
 from topicscale.cluster import Float32, unit
 from topicscale.leaf_terms import term_maps, vocabulary
 from topicscale.merge import leaf_key, topic_key
 from topicscale.refine import Sums, assign
 from topicscale.store import next_version, says, unit_id
-from topicscale.tables import OUTLIER, TABLES
+from topicscale.tables import OUTLIER, SHOWN_CHARS, TABLES
 from topicscale.terms import KEYWORDS, name, top_terms
 
 _TABLES = ("topics", "topic_lineage", "topic_labels", "site_topics")

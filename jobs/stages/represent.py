@@ -139,6 +139,7 @@ def represent(
 
     told: list[dict[str, Any]] = []
     result: dict[str, Any] = {}
+    passing = False
     for aspect, chain in aspects.items():
         if not wanted[aspect]:
             continue
@@ -149,11 +150,14 @@ def represent(
             before = {r["topic_id"]: r["label"] for r in held if r["aspect"] == aspect and r["status"] == "ok"}
             found = naming.name_topics(job, chosen, [[word for word, _ in terms] for terms in words], rows=rows, taken=fixed, before=before)
             told += [{**row, "aspect": aspect} for row in found.rows]
-            result = {"labelled": found.labelled, "fallback": found.fallback, "measures": found.measures}
+            passing = passing or naming.passing(found.fallback)
+            # of several, what became of the one that names the topics is told
+            if not result or aspect == "llm":
+                result = {"labelled": found.labelled, "fallback": found.fallback, "measures": found.measures}
         else:
             told += [_row(view.topic_id, aspect, [word for word, _ in terms]) for view, terms in zip(chosen, words, strict=True)]
         job.ui.log("stage", f"represent: {aspect} for {len(chosen):,} topics", stage="represent", aspect=aspect)
-    if naming.passing(result.get("fallback") or {}):
+    if passing:
         summary = None  # to be tried again by the next run
     made = {(row["topic_id"], row["aspect"]) for row in told}
     order = lambda row: (row["topic_id"], row["aspect"])  # noqa: E731

@@ -156,7 +156,8 @@ def test_one_topics_failure_is_told_and_the_next_call_asks_only_for_it(store) ->
 
 def test_nothing_answered_is_an_error_and_changes_nothing(store) -> None:
     with serving(lambda prompt: 400) as server, pytest.raises(JobFailed, match="answered none"):
-        label(store, aspect="llm", overrides=asked(server.url), ui=QUIET)
+        label(store, aspect="llm", overrides=asked(server.url, "llm.concurrency=1"), ui=QUIET)
+    assert len(server.prompts) == 4, "a server that refuses everything is not asked for every topic"
     assert Store(store).pin().generation == 1
     with pytest.raises(ModelError, match=r"127\.0\.0\.1"):
         label(store, aspect="llm", overrides=asked("http://127.0.0.1:9/v1"), ui=QUIET)

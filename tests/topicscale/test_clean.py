@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from topicscale.config import LlmConfig
 from topicscale.labels import check
 from topicscale.llm.backend import Ask
-from topicscale.llm.clean import LONGEST, LONGEST_WORDS, REASONS, Cleaned, clean
+from topicscale.llm.clean import LONGEST, LONGEST_WORDS, REASONS, Cleaned, announces, clean
 from topicscale.llm.prompts import EXAMPLES, MARKERS, SYSTEM, load
 
 CARDS = Ask(
@@ -53,6 +53,7 @@ MEAT = Ask(("Meat production drives emissions and other impacts on the environme
         ("Sure! Here is a short label for this topic:\n\nCard payments", "Card payments"),
         ("Sure, here's the label: Card payments", "Card payments"),
         ("Sure!\nCard payments", "Card payments"),
+        ("Sure! Card payments", "Card payments"),
         ("Based on the documents and keywords, here is my label:\n- Card payments\n- Refunds", "Card payments"),
         ("1. Card payments\n2. Refunds", "Card payments"),
         ("* **Card payments**", "Card payments"),
@@ -117,6 +118,14 @@ def test_labels_are_taken_out_of_answers(answer, label) -> None:
         "AI language models",
         "Sorry songs",
         "Unable to log in",
+        "Unable to generate report",
+        "Cannot generate invoice PDF",
+        "E. coli outbreaks",
+        "H. pylori treatment",
+        "J. K. Rowling books",
+        "Yahoo! Answers spam",
+        "Node.js/Express development",
+        "ASP.NET/C# web",
         "I Can't Breathe protests",
         "No-deal Brexit",
         "snake_case names",
@@ -154,6 +163,8 @@ def test_labels_that_only_look_odd_stay_as_they_are(label) -> None:
         ("Please provide the documents.", "refusal"),
         ("Hello! How can I help you today?", "refusal"),
         ("I don't know.", "refusal"),
+        ("Unable to provide a label.", "refusal"),
+        ("Cannot comply", "refusal"),
         ("N/A", "refusal"),
         ("None", "refusal"),
         ("No label found.", "refusal"),
@@ -203,6 +214,16 @@ def test_what_is_no_label_is_refused(answer, reason) -> None:
     found = clean(answer, CARDS)
     assert found == Cleaned(None, reason)
     assert found.reason in REASONS
+
+
+@pytest.mark.parametrize("text", ["", "\n", "Sure!\n", "Here is a label for this topic:\n\n", "<think>\n", "<think>\nThe user wants"])
+def test_what_only_announces_a_label_is_known(text) -> None:
+    assert announces(text)
+
+
+@pytest.mark.parametrize("text", ["Card payments", "Sure!\nCard payments", "I cannot help", "Label: Card payments\n"])
+def test_what_says_something_announces_nothing(text) -> None:
+    assert not announces(text)
 
 
 def test_the_examples_words_are_a_label_where_the_topic_has_them() -> None:

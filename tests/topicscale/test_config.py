@@ -91,6 +91,8 @@ def test_fingerprints_depend_on_content_alone() -> None:
     "override",
     [
         "spark.conf={spark.authenticate.secret: abc123}",
+        "spark.conf.spark.authenticate.secret=abc123",
+        "storage.options.aws.secret_access_key=abc123",
         "spark.conf={spark.kubernetes.authenticate.oauthToken: abc123}",
         "spark.remote=sc://host:15002/;token=abc123",
     ],
@@ -99,6 +101,11 @@ def test_a_configuration_holds_no_secret(override) -> None:
     with pytest.raises(ConfigError, match="environment alone") as caught:
         load(overrides=[override])
     assert "abc123" not in str(caught.value)
+
+
+def test_settings_of_spark_may_be_given_by_their_dotted_names() -> None:
+    conf = load(values={"spark": {"conf": {"spark.sql.shuffle.partitions": 200}}}, overrides=["spark.conf.spark.sql.shuffle.partitions=8"])
+    assert conf.spark.conf == {"spark.sql.shuffle.partitions": 8}
 
 
 def test_names_of_secrets_are_no_secrets() -> None:

@@ -11,9 +11,10 @@ from tests.topicscale.stores import PRINT, site
 from topicscale import TopicModel
 from topicscale.config import fingerprint
 from topicscale.errors import RequestError, StoreError, StoreLocked
-from topicscale.labels import carried, one_line
+from topicscale.labels import carried
 from topicscale.store import Store, says
 from topicscale.tables import TABLES
+from topicscale.texts import one_line
 
 OTHER = fingerprint("another run")
 

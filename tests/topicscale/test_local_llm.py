@@ -10,7 +10,7 @@ import torch
 
 from topicscale.config import LlmConfig
 from topicscale.errors import ModelError
-from topicscale.llm.backend import Ask, Batch
+from topicscale.llm.backend import Answer, Ask, Batch
 from topicscale.llm.local import Local
 from topicscale.llm.models import PACKAGED, backend, check, folder, resolve
 
@@ -84,6 +84,22 @@ def test_an_answer_ends_with_its_first_line() -> None:
     (answer,) = Local(config, threads=2, device="cpu", batch=Batch(1)).complete(ASKS[:1])
     assert answer.text is not None
     assert len([line for line in answer.text.splitlines() if line.strip()]) <= 1
+
+
+def test_an_announcement_is_not_taken_for_the_answer(exact, monkeypatch) -> None:
+    """What a chat model puts before a label on a line of its own is followed by the label."""
+    said = {False: "Sure! Here is a label:\n", True: "Sure! Here is a label:\n\nCard payments"}
+    asked = []
+
+    def generate(prompts, *, whole=False):
+        asked.append(whole)
+        return [Answer(said[whole])] * len(prompts)
+
+    monkeypatch.setattr(exact, "_generate", generate)
+    assert exact.complete(ASKS[:1]) == [Answer(said[True])]
+    assert asked == [False, True]
+    said[False] = "Card payments\n"
+    assert exact.complete(ASKS[:1]) == [Answer(said[False])]
 
 
 def test_a_gguf_file_is_unpacked_once() -> None:

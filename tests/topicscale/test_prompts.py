@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jinja2
 import pytest
+import regex
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import CountVectorizer
@@ -71,7 +72,7 @@ class Tokenizer:
     def __init__(self, chat_template: str | None) -> None:
         self.chat_template = chat_template
 
-    def apply_chat_template(self, messages, *, tokenize, add_generation_prompt) -> str:
+    def apply_chat_template(self, messages, *, tokenize, add_generation_prompt, **variables) -> str:
         def fail(message: str) -> None:
             raise jinja2.TemplateError(message)
 
@@ -102,6 +103,7 @@ def peer():
 
 
 TRUNCATE = peer().truncate_document
+UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
 
 
 class Peer:
@@ -212,8 +214,17 @@ def test_joiners_stay_where_a_script_spells_with_them() -> None:
 @example("one two  three\nfour", 3, "whitespace")
 @settings(max_examples=150, deadline=None)
 def test_truncation_equals_bertopics(text, length, unit) -> None:
+    if unit == "whitespace":
+        text = UNSPACED.sub("x", text)
     expected = TRUNCATE(Peer, length, unit, text)
     assert truncate(text, length=length, unit=unit, words=WORDS) == expected
+
+
+def test_texts_without_spaces_are_cut_too() -> None:
+    assert truncate("机器学习是人工智能的分支", length=4, unit="whitespace") == "机器学习"
+    assert truncate("the 机器 and 学习 of", length=4, unit="whitespace") == "the 机器 and"
+    assert truncate("การเรียนรู้", length=3, unit="whitespace") == "การ"
+    assert truncate("QUJD" * 10_000 + " tail", length=10, unit="whitespace") == "QUJD" * 150
 
 
 def test_truncation_counts_tokens_and_leaves_no_half_character() -> None:

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from topicscale.config import LlmConfig
-from topicscale.errors import ModelError
+from topicscale.config import LlmConfig, load
+from topicscale.errors import ConfigError, ModelError
 from topicscale.llm.backend import Answer, Ask
 from topicscale.llm.server import MAX_REPLY, Server
 
@@ -171,6 +171,17 @@ def test_what_only_some_servers_know_is_sent_only_when_asked_for(served: Scripte
     assert path == "/v1/chat/completions"
     assert body["repetition_penalty"] == 1.2
     assert "Authorization" not in headers
+
+
+def test_what_a_server_wants_otherwise_is_sent_so(served: Scripted):
+    wanted = {"max_tokens": None, "max_completion_tokens": 200, "seed": None, "reasoning_effort": "low"}
+    assert backend(served.url, request=wanted).complete(asks(1)) == [Answer("fine")]
+    body = served.requests[0][2]
+    assert (body["max_completion_tokens"], body["reasoning_effort"]) == (200, "low")
+    assert not {"max_tokens", "seed"} & set(body)
+    for refused in ({"messages": []}, {"api_key": "x"}):
+        with pytest.raises(ConfigError, match=r"llm\.request"):
+            load(values={"llm": {"request": refused}})
 
 
 def test_tokens_are_counted(served: Scripted):
@@ -640,11 +651,11 @@ def test_a_key_that_is_none_is_refused_unseen(served: Scripted, monkeypatch: pyt
     assert served.requests == []
 
 
-def test_a_key_in_place_of_its_variables_name_is_not_shown(served: Scripted):
-    with pytest.raises(ModelError, match=r"llm\.api_key_env must be the name") as caught:
-        backend(served.url, api_key_env=KEY).check()
-    assert KEY not in "".join(traceback.format_exception(caught.value))
-    assert served.requests == []
+@pytest.mark.parametrize("value", [KEY, "gsk_abcdef0123456789", "hf_AbCdEf", "AIzaSyABC", ""])
+def test_a_key_in_place_of_its_variables_name_is_not_shown(value: str):
+    with pytest.raises(ConfigError, match=r"llm\.api_key_env must be the name") as caught:
+        load(values={"llm": {"api_key_env": value}})
+    assert not value or value not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.parametrize(

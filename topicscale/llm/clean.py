@@ -35,7 +35,7 @@ _F = regex.IGNORECASE
 _THOUGHT = regex.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", _F | regex.DOTALL)
 _LINK = regex.compile(
     r"[a-z][a-z0-9+.-]{1,20}://|\bwww\.\w|\b(?:mailto|javascript|vbscript):\S|\bdata:[a-z]+/|\S@[\w-]+\.\w|\]\(\S"
-    r"|\b[\w-]+\.[a-z]{2,24}/\S|\bon(?:error|load|click|focus|toggle|input|(?:mouse|key|pointer)\w+)\s*=|<\s*/?\s*(?:script|iframe|object|embed|svg|img|style|link|meta|form|base|a\s)",
+    r"|\b(?!(?:asp|ado|vb)\.net/)[\w-]+\.(?!jsx?/)[a-z]{2,24}/\S|\bon(?:error|load|click|focus|toggle|input|(?:mouse|key|pointer)\w+)\s*=|<\s*/?\s*(?:script|iframe|object|embed|svg|img|style|link|meta|form|base|a\s)",
     _F,
 )
 _TAG = regex.compile(r"</?[a-z!][^<>]*>", _F)
@@ -48,6 +48,7 @@ _LEADS = regex.compile(
     rf"""(?xi) ^\W{{0,3}} (?:
         (?:(?:sure|certainly|of\ course|okay|ok|absolutely|great|yes|understood)\b[\s,.!–—-]*)
             (?=here\b|the\ |this\ |a\ |my\ |i['’d ]|based\b|{_KIND}\s*:)
+      | (?:sure|certainly|of\ course|okay|ok|absolutely|understood)!\s+(?=\p{{L}})
       | (?:here(?:['’]s|\ is|\ are)|based\ on|sure|certainly|of\ course)\b[^:：]{{0,120}}[:：]
       | i(?:['’]d|\ would)\ (?:label|name|call|title|suggest)\b(?:[^:："“]{{0,60}}[:：]|\ (?:it|this(?:\ topic)?)(?:\ as)?\ )
       | (?:(?:my|the|a|an|this|one|short|possible|suggested|good|suitable|fitting|appropriate|concise|best|final|proposed)\s+)*
@@ -62,7 +63,7 @@ _TAIL = regex.compile(
     r"(?<!^(?:here|this|that|it))\s+(?:is|would be|could be) (?:a|an|the|one|my) (?:\w+ ){0,2}(?:label|name|title)\b.*$", _F
 )
 _POLITE = regex.compile(r"(?:sure|certainly|of course|okay|ok|absolutely|great|yes|no|understood|hello|hi|thanks|thank you)", _F)
-_BULLET = regex.compile(r"^(?:[-–—•·●▪‣◦+=@~|:;,*\s]+|#{1,6}(?=\s)|\(?(?:\d{1,3}|[a-z])[.)\]]\s+)", _F)
+_BULLET = regex.compile(r"^(?:[-–—•·●▪‣◦+=@~|:;,*\s]+|#{1,6}(?=\s)|\(?(?:\d{1,3}[.)\]]|[a-z][)\]])\s+)", _F)
 _UNCLOSED = regex.compile(r"(?<=\w)\s*\([^()]*$")
 _EMPHASIS = regex.compile(r"(?<!\w)(\*{1,3}|_{1,3})(?=\S)(.{1,200}?)(?<=\S)\1(?!\w)")
 _MARKS = regex.compile(r"\*{2,}|_{2,}|~{2,}|`+|\s#+$|(?<=\S)\*+$|▁")
@@ -88,7 +89,8 @@ _REFUSAL = regex.compile(
     )
     | \b(?:i|we)\ (?:can(?:not|['’]?t|\ not)|could\ not|am\ unable\ to|am\ not\ able\ to|won['’]?t|will\ not|do\ not|don['’]?t)
         \ (?:be\ able\ to\ )?(?:{_VERBS})\b
-    | \b(?:unable\ to|cannot|can['’]t|not\ able\ to)\ (?:provide|assist|generate|fulfill?|comply|label|summarize)\b
+    | \b(?:unable\ to|cannot|can['’]t|not\ able\ to)\ (?:provide|assist|generate|fulfill?|comply|label|summarize)
+        (?:\W*$|\b[^.]*\b(?:labels?|names?|titles?|answers?|responses?|topics?|requests?|documents?|you|this|that|it)\b)
     | \bas\ an?\ (?:ai|artificial\ intelligence|large)\ (?:language\ )?(?:model|assistant)\b | \bas\ a\ language\ model\b
     """
 )
@@ -135,6 +137,16 @@ def clean(text: str | None, ask: Ask, *, prompt: str = "") -> Cleaned:
         if found.label == before:
             return found
     return Cleaned(None, "not_text")
+
+
+def announces(text: str) -> bool:
+    """Return whether the lines of an answer so far say nothing: manners, what announces a label, or a thought that has begun."""
+    return not any(map(_undressed, _lines(text)))
+
+
+def cut_short(text: str) -> bool:
+    """Return whether an answer that was ended at a line break had only announced a label: it is worth the whole answer."""
+    return "\n" in text.lstrip() and announces(text)
 
 
 def _once(text: str, ask: Ask, prompt: str) -> Cleaned:
@@ -216,8 +228,10 @@ def _unquoted(line: str) -> str:
 
 def _first_sentence(line: str) -> str:
     for match in _PIECES.finditer(line):
-        word = line[: match.start()].rpartition(" ")[2].casefold()
-        if match.start() and word not in _SHORT_FORMS and match.end() < len(line):
+        before, _, word = line[: match.start()].rpartition(" ")
+        if match.start() and word.casefold() not in _SHORT_FORMS and match.end() < len(line):
+            if line[match.start()] in "!?" and not before:
+                continue  # one word is no sentence: Yahoo! Answers
             return line[: match.start() + (line[match.start()] in "!?")].rstrip("。 ")
     return line
 

@@ -8,6 +8,7 @@ from typing import Any
 from topicscale.config import LlmConfig
 from topicscale.errors import MissingDependency, ModelError
 from topicscale.llm.backend import Answer, Ask
+from topicscale.llm.clean import announces
 from topicscale.llm.models import CONTEXT, resolve
 from topicscale.llm.prompts import load, prompt
 
@@ -81,8 +82,9 @@ class LlamaCpp:
         return Answer(found["choices"][0]["text"], None, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
 
     def _first_line(self, written: Sequence[int]) -> bool:
-        """Return whether a line of text was written: nothing after it is used."""
-        return "\n" in self._tokenizer.decode([int(token) for token in written]).lstrip()
+        """Return whether a line that says something was written: nothing after it is used."""
+        lines, ended, _ = self._tokenizer.decode([int(token) for token in written]).rpartition("\n")
+        return bool(ended) and not announces(lines)
 
 
 class _Tokenizer:
@@ -98,12 +100,14 @@ class _Tokenizer:
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
         return str(self._model.detokenize(list(tokens), special=not skip_special_tokens).decode(errors="replace"))
 
-    def apply_chat_template(self, messages: Sequence[Any], tokenize: bool = False, add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(
+        self, messages: Sequence[Any], tokenize: bool = False, add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
         last, first = self._piece(self._model.token_eos()), self._piece(self._model.token_bos())
         formatter: Any = Jinja2ChatFormatter(self.chat_template, eos_token=last, bos_token=first)
-        return str(formatter(messages=list(messages)).prompt)
+        return str(formatter(messages=list(messages), **variables).prompt)
 
     def _piece(self, token: int) -> str:
         return str(self._model._model.token_get_text(token)) if token >= 0 else ""

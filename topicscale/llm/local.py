@@ -13,6 +13,7 @@ from typing import Any
 from topicscale.config import LlmConfig
 from topicscale.errors import ModelError
 from topicscale.llm.backend import Answer, Ask, Batch
+from topicscale.llm.clean import cut_short
 from topicscale.llm.models import CONTEXT, computed_in, folder, quiet, resolve
 from topicscale.llm.prompts import Template, load, prompt, token_ids
 
@@ -88,6 +89,10 @@ class Local:
         for chosen in self._together(order, tokens):
             for i, answer in zip(chosen, self._generate([tokens[i] for i in chosen]), strict=True):
                 answers[i] = answer
+        for i in order:
+            first = answers[i]
+            if first is not None and first.text is not None and cut_short(first.text):
+                answers[i] = self._generate([tokens[i]], whole=True)[0]
         return [answer if answer is not None else Answer(None, "no answer") for answer in answers]
 
     def _together(self, order: list[int], tokens: Mapping[int, list[int]]) -> Iterator[list[int]]:
@@ -133,7 +138,8 @@ class Local:
                 self._model(input_ids=torch.tensor([prefix], device=self._model.device), past_key_values=cache, use_cache=True)
         return prefix, cache
 
-    def _generate(self, prompts: list[list[int]]) -> list[Answer]:
+    def _generate(self, prompts: list[list[int]], *, whole: bool = False) -> list[Answer]:
+        """Return answers to prompts of tokens, their first lines or ``whole``."""
         import torch
         from transformers import GenerationConfig, StoppingCriteriaList
 
@@ -159,7 +165,7 @@ class Local:
                 attention_mask=mask,
                 past_key_values=self._read(prompts, width),
                 generation_config=settings,
-                stopping_criteria=StoppingCriteriaList([FirstLine(self._breaks, width)]),
+                stopping_criteria=StoppingCriteriaList([] if whole else [FirstLine(self._breaks, width)]),
             )
         answers = []
         ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
@@ -213,7 +219,7 @@ def _place(device: str) -> Any:
 
 
 class FirstLine:
-    """Stop a row once it has a line of text: nothing after it is used."""
+    """Stop a row once it has a line of text: what comes after it is seldom used (see :func:`topicscale.llm.clean.cut_short`)."""
 
     def __init__(self, breaks: tuple[Any, Any], begin: int) -> None:
         self._ends, self._blank = breaks

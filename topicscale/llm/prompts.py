@@ -14,6 +14,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,8 @@ MARKERS = regex.compile(
 """What chat models read as the mark of a turn, or as a special token."""
 _OPENS = regex.compile(r"<(?=\S)|\[(?=/?[A-Z][A-Z0-9_]*\])")
 _HEADINGS = regex.compile(r"#{2,}")
+_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_WORD = regex.compile(rf"[{_UNSPACED}]|[^{_UNSPACED}]{{1,60}}")
 
 
 @dataclass(frozen=True)
@@ -205,7 +208,7 @@ def truncate(
     length : int, optional
         Units to keep; None keeps the whole document as it is.
     unit : {"char", "whitespace", "vectorizer", "model"}
-        Characters; words between spaces; terms by ``words``; tokens by ``tokenizer``.
+        Characters; words between spaces (letters, in scripts without spaces); terms by ``words``; tokens by ``tokenizer``.
     words : callable, optional
         The terms of a text as c-TF-IDF counts them, in order.
     tokenizer : transformers tokenizer, optional
@@ -220,7 +223,7 @@ def truncate(
     if unit == "char":
         return document[:length]
     if unit == "whitespace":
-        return " ".join(document.split()[:length])
+        return _words_of(document, length)
     if unit == "vectorizer" and words is not None:
         return " ".join(words(document)[:length])
     if unit == "model" and tokenizer is not None:
@@ -228,6 +231,18 @@ def truncate(
         return str(tokenizer.decode(kept)).rstrip("\ufffd")  # the cut may have gone through a character
     needed = {"vectorizer": "words", "model": "tokenizer"}
     raise ValueError(f"unit {unit!r} needs {needed[unit]}." if unit in needed else f"unit {unit!r} is unknown.")
+
+
+def _words_of(document: str, length: int) -> str:
+    """Return the first words. A letter of a script without spaces is one, and so is each piece of what is too long to be one."""
+    kept: list[str] = []
+    for word in document.split():
+        if length <= 0:
+            break
+        ends = [match.end() for match in islice(_WORD.finditer(word), length)]
+        kept.append(word[: ends[-1]])
+        length -= len(ends)
+    return " ".join(kept)
 
 
 def render(messages: Sequence[Message], template: str = "auto", tokenizer: Any = None) -> str:
@@ -425,7 +440,8 @@ def _plain(messages: Sequence[Message]) -> str:
 
 def _chat(messages: Sequence[Message], tokenizer: Any) -> str:
     turns = [{"role": role, "content": text} for role, text in messages]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    # a label needs no thinking aloud, which would take all the tokens there are; templates that know of none ignore it
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False))
 
 
 def _broken(error: Exception) -> str:

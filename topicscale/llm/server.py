@@ -154,12 +154,7 @@ class Server:
 
     def _key(self) -> str | None:
         name = self._config.api_key_env
-        if name and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,99}", name):
-            raise ModelError(
-                "llm.api_key_env must be the name of an environment variable. What it holds is no such name, and is not shown: it may be "
-                "the key itself. Put the key in a variable, and give the variable's name."
-            )
-        key = os.environ.get(name) if name else None
+        key = os.environ.get(name)
         if not key:
             return None
         if not all("!" <= character <= "~" for character in key):
@@ -186,7 +181,8 @@ class Server:
         }
         if config.repetition_penalty != 1:  # vLLM's word: a stricter server refuses what it does not know
             wanted["repetition_penalty"] = config.repetition_penalty
-        body = json.dumps(wanted).encode()
+        wanted |= config.request
+        body = json.dumps({name: value for name, value in wanted.items() if value is not None}).encode()
         try:
             return self._persist(lambda: _read(self._send("POST", "/chat/completions", body, key, config.timeout), key))
         except _Failure as failure:
@@ -320,7 +316,7 @@ class Server:
         if words := _safe(_message(reply.body), key, 200):
             said += f": {words}"
         if status in (401, 403):
-            name = self._config.api_key_env or "that llm.api_key_env names"
+            name = self._config.api_key_env
             said += f"; the key is taken from the environment variable {name}, which is {'not set' if key is None else 'set'}"
         elif status == 404:
             said += f"; is llm.url right ({self._url}), and llm.model?"

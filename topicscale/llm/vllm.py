@@ -10,6 +10,7 @@ from typing import Any
 from topicscale.config import LlmConfig
 from topicscale.errors import MissingDependency, ModelError
 from topicscale.llm.backend import Answer, Ask, Batch
+from topicscale.llm.clean import announces
 from topicscale.llm.memory import GPU_FIXED, GPU_SHARE, size
 from topicscale.llm.models import folder, resolve
 from topicscale.llm.prompts import load, prompt, token_ids
@@ -95,10 +96,10 @@ class Vllm:
                 tokens[i] = self._tokens(self.prompt(ask))
             except ModelError as error:
                 answers[i] = Answer(None, str(error))
-        answers |= self._generate(tokens, stop=["\n"])  # nothing after the first line is used
-        # what begins with a line break has said nothing before it
-        blank = {i: ids for i, ids in tokens.items() if answers[i].error is None and not (answers[i].text or "").strip()}
-        answers |= self._generate(blank, stop=[])
+        answers |= self._generate(tokens, stop=["\n"])
+        # what begins with a line break, or with what announces a label, has said nothing before it
+        short = {i: ids for i, ids in tokens.items() if answers[i].error is None and announces(answers[i].text or "")}
+        answers |= self._generate(short, stop=[])
         return [answers[i] for i in range(len(asks))]
 
     def prompt(self, ask: Ask) -> str:

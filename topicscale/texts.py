@@ -1,0 +1,26 @@
+"""Other people's text where it is shown: no character of it may command a terminal or turn a line around."""
+
+from __future__ import annotations
+
+import unicodedata
+
+LONGEST = 200
+"""Characters of a name."""
+_COMMANDS = ("Cc", "Cs", "Zl", "Zp")
+_OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def commands(character: str) -> bool:
+    """Return whether a character ends a line, controls a terminal, or changes the direction of what follows."""
+    return unicodedata.category(character) in _COMMANDS or character in _OVERRIDES
+
+
+def one_line(text: str | None) -> str:
+    """Return a text as a name may be: one line, no control characters (U+FFFD in their place), not too long."""
+    line = " ".join((text or "")[: 8 * LONGEST].split())
+    return "".join("\ufffd" if commands(c) else c for c in line)[:LONGEST].rstrip()
+
+
+def printable(text: str) -> str:
+    """Return lines for a terminal, U+FFFD in the place of what it would take for commands."""
+    return "".join("\ufffd" if c != "\n" and commands(c) else c for c in text)
