@@ -67,7 +67,8 @@ def forget(ids_file: str | Path, store: str | Path, *, ui: Ui | None = None) -> 
     with target.lock(run_id, forgetting=True), target.without_trainings(run_id):
         ingest.check_batches(target)
         pending = target.files.read(PENDING)
-        ids = sorted({*asked, *(json.loads(pending) if pending is not None else [])})
+        # a store holds ids as they came, with the space around them
+        ids = sorted({*asked, *map(str.strip, asked), *(json.loads(pending) if pending is not None else [])})
         reader = Store(store)
         base = reader.pin()
         if pending is None:  # else what differs from the base is what the forget that was killed has written
@@ -75,10 +76,11 @@ def forget(ids_file: str | Path, store: str | Path, *, ui: Ui | None = None) -> 
         config = Config.from_dict(base.configuration)
         with opened(target, config, run_id, ui, rows=0, adds=True) as job:
             gone = _find(reader, ids)
-            unfinished = pending is not None or gone.num_rows > 0
+            refused = set(reader.select("quarantine", ["doc_id"], _wanted(ids))["doc_id"].to_pylist())
+            unfinished = pending is not None or gone.num_rows > 0 or bool(refused)
             if unfinished:
                 target.files.write(PENDING, json.dumps(ids).encode())
-            quarantined = _remove(job, reader, base, gone, ids) if gone.num_rows else 0
+            quarantined = _remove(job, reader, base, gone, ids) if gone.num_rows or refused else 0
             if unfinished:
                 ui.log("stage", "forget: deleting old files")
                 target.forget_history()
@@ -87,7 +89,7 @@ def forget(ids_file: str | Path, store: str | Path, *, ui: Ui | None = None) -> 
     return {
         "store": target.uri,
         "forgotten": len(found),
-        "not_found": len(set(asked) - found),
+        "not_found": sum(not {line, line.strip()} & (found | refused) for line in asked),
         "quarantined": quarantined,
         "generation": target.snapshots()[-1].generation,
         "seconds": round(time.monotonic() - began, 3),
@@ -97,7 +99,7 @@ def forget(ids_file: str | Path, store: str | Path, *, ui: Ui | None = None) -> 
 def describe(found: Mapping[str, Any]) -> str:
     """Return what was removed, for people."""
     missing = f" {found['not_found']:,} of the ids are not in this store." if found["not_found"] else ""
-    if not found["forgotten"]:
+    if not found["forgotten"] and not found["quarantined"]:
         return f"Nothing to forget.{missing}"
     more = f", {found['quarantined']:,} rows out of quarantine" if found["quarantined"] else ""
     return (
@@ -109,9 +111,11 @@ def describe(found: Mapping[str, Any]) -> str:
 
 def _read_ids(path: Path) -> list[str]:
     try:
-        ids = sorted({line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()})
+        # lines end as files' lines do, since an id may hold what str.splitlines ends one at
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"--ids must be a text file with one doc_id a line. {str(path)!r} cannot be read: {error}") from error
+    ids = sorted({line for line in lines if line.strip()})
     if not ids:
         raise RequestError(f"--ids must name at least one doc_id. {str(path)!r} holds none.")
     return ids
@@ -119,7 +123,11 @@ def _read_ids(path: Path) -> list[str]:
 
 def _find(reader: Store, ids: list[str]) -> pa.Table:
     """Return ``doc_id`` and ``partition_id`` of those that the pinned generation holds."""
-    return reader.select("documents", ["doc_id", "partition_id", "text"], pc.is_in(pc.field("doc_id"), pa.array(ids, pa.string())))
+    return reader.select("documents", ["doc_id", "partition_id", "text"], _wanted(ids))
+
+
+def _wanted(ids: list[str]) -> pc.Expression:
+    return pc.is_in(pc.field("doc_id"), pa.array(ids, pa.string()))
 
 
 def _remove(job: Job, reader: Store, base: Snapshot, gone: pa.Table, ids: list[str]) -> int:

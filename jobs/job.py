@@ -184,6 +184,9 @@ class Job:
         pending = sorted(set(fingerprints) - done, key=lambda pid: (-rows[pid], pid))  # large ones first: no straggler at the end
         if pending:
             self.worked.add(stage)
+            for pid in pending:  # or a store that is worked on again would look finished until each unit is done again
+                self.record(stage, pid, fingerprints[pid], "pending", rows=0, seconds=0.0)
+            self.flush()
             arguments = prepare(pending)
             done |= self._drive(stage, method, pending, tables, fingerprints, rows, arguments)
         for table in () if self.adds else tables:

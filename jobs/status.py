@@ -8,6 +8,9 @@ from typing import Any
 
 from topicscale.store import Store
 
+UNITS = ("embed", "cluster", "assign")
+"""Stages that are done partition by partition, each on what the one before it made."""
+
 
 def status(store: str) -> dict[str, Any]:
     """Return stages (units done, failed and pending; rows; rates), quarantine by reason, and the newest generation."""
@@ -16,6 +19,13 @@ def status(store: str) -> dict[str, Any]:
     log = source.read("runs").sort_by("at").to_pylist()
     latest: dict[tuple[str, str | None], dict[str, Any]] = {(row["stage"], row["partition_id"]): row for row in log}
     current = {row["partition_id"] for row in partitions}
+    for pid in current:
+        since = None
+        for stage in UNITS:  # what was done before the stage ahead of it was done again, or is to be, is to be done again
+            row = latest.get((stage, pid))
+            if since is not None and row is not None and (since["status"] == "pending" or since["at"] > row["at"]):
+                row = latest[stage, pid] = {**row, "status": "pending", "rows": 0, "seconds": 0.0}
+            since = row or since
     stages: dict[str, dict[str, Any]] = {}
     for (stage, partition_id), row in latest.items():
         if partition_id is not None and partition_id not in current:
@@ -26,7 +36,7 @@ def status(store: str) -> dict[str, Any]:
         found["seconds"] = round(found["seconds"] + row["seconds"], 3)
         if row["status"] == "failed":
             found["errors"][partition_id] = row["detail"].partition("\n")[0]  # the traceback follows
-    for stage in ("embed", "cluster", "assign"):
+    for stage in UNITS:
         if partitions:
             found = stages.setdefault(stage, {"done": 0, "failed": 0, "pending": 0, "rows": 0, "seconds": 0.0, "errors": {}})
             found["pending"] = len(partitions) - found["done"] - found["failed"]

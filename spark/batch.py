@@ -79,7 +79,7 @@ def add(
         new, present, clashes = seen.get((False, False), 0), seen.get((True, False), 0), seen.get((True, True), 0)
         refused = ingest.refused(spark, cleaned.frame, faults)
         if clashes:
-            columns = [F.col(SOURCE).alias("source"), F.lit("duplicate_id").alias("reason"), F.col(RAW).alias("raw")]
+            columns = [F.col(SOURCE).alias("source"), F.lit("duplicate_id").alias("reason"), F.col(RAW).alias("raw"), "doc_id"]
             refused = refused.unionByName(compared.where(_CLASH).select(*columns))
             faults["duplicate_id"] = faults.get("duplicate_id", 0) + clashes
         bad, total = sum(faults.values()), good + sum(faults.values()) - clashes

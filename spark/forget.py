@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from spark import ingest, terms
@@ -21,7 +21,7 @@ def remove_documents(spark: SparkSession, config: Config, *, store_uri: str, ids
     Returns
     -------
     int
-        Rows removed from quarantine: duplicates whose raw row names one of the ids.
+        Rows removed from quarantine.
 
     Notes
     -----
@@ -42,19 +42,14 @@ def remove_documents(spark: SparkSession, config: Config, *, store_uri: str, ids
         told = [(pid, values.get(pid), rows, chars, digest) for pid, rows, chars, digest in measured]
         fresh = held.where(~touched).unionByName(spark.createDataFrame(told, ingest.PARTITIONS_SCHEMA))
         replace_table(fresh.coalesce(1), store_uri, "partitions")
-    return _clean_quarantine(spark, store_uri, ids)
+    return _clean_quarantine(spark, store_uri, gone)
 
 
-def _clean_quarantine(spark: SparkSession, store_uri: str, ids: Sequence[str]) -> int:
+def _clean_quarantine(spark: SparkSession, store_uri: str, gone: DataFrame) -> int:
     rows = load(spark, store_uri, "quarantine")
-    suspects = rows.where(F.col("reason") == "duplicate_id")
-    if suspects.isEmpty():
-        return 0
-    listed = F.array(*[F.lit(f"(?<!\\w)\\Q{doc_id}\\E(?!\\w)") for doc_id in ids])
-    named = F.coalesce((F.col("reason") == "duplicate_id") & F.exists(listed, lambda pattern: F.rlike("raw", pattern)), F.lit(False))
-    count = rows.where(named).count()
+    count = rows.join(F.broadcast(gone), "doc_id").count()
     if count:
-        replace_table(rows.where(~named), store_uri, "quarantine")
+        replace_table(rows.join(F.broadcast(gone), "doc_id", "left_anti").select(*rows.columns), store_uri, "quarantine")
     return count
 
 

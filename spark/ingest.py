@@ -234,9 +234,9 @@ def _ranked(frame: DataFrame) -> DataFrame:
 
 def refused(spark: SparkSession, frame: DataFrame, faults: Mapping[str | None, int]) -> DataFrame:
     """Return the rows of ``quarantine``."""
-    columns = [F.col(SOURCE).alias("source"), F.col(REASON).alias("reason"), F.col(RAW).alias("raw")]
+    columns = [F.col(SOURCE).alias("source"), F.col(REASON).alias("reason"), F.col(RAW).alias("raw"), F.col("_id").alias("doc_id")]
     if not faults:
-        return spark.createDataFrame([], "source string, reason string, raw string")
+        return spark.createDataFrame([], "source string, reason string, raw string, doc_id string")
     rejected = frame.where(F.col(REASON).isNotNull())
     if "duplicate_id" in faults:
         again = (

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -77,7 +77,7 @@ def start(
         Java or a kind's jars are missing, Java is too old, the server or master does not answer, or the JVM ended while starting.
     """
     if config.remote or config.connects:
-        return _connect(config, app_name, timeout)
+        return _connect(config, app_name, timeout, remote)
     # in this process a second session would share the first one's JVM and ignore most of its settings
     from pyspark import SparkConf, SparkContext
     from pyspark.java_gateway import launch_gateway
@@ -165,7 +165,7 @@ def check_java() -> int:
     return release
 
 
-def _connect(config: SparkConfig, app_name: str, timeout: float) -> SparkSession:
+def _connect(config: SparkConfig, app_name: str, timeout: float, kinds: Collection[str] = ()) -> SparkSession:
     from pyspark.sql import SparkSession
 
     remote = config.where
@@ -179,12 +179,23 @@ def _connect(config: SparkConfig, app_name: str, timeout: float) -> SparkSession
     def connected() -> SparkSession:
         session = builder.create() if config.connects else builder.getOrCreate()
         session.conf.set("spark.sql.session.timeZone", "UTC")  # the first call that needs an answer
+        for key, value in _places(kinds).items():
+            session.conf.set(key, value)  # a session's settings are its file systems' too
         return session
 
     try:
         return _within(timeout, connected)
     except Exception as error:
         raise ResourceError(f"The Spark Connect server at {_shown(remote)!r} does not answer: {_first_line(error)}") from error
+
+
+def _places(kinds: Collection[str]) -> dict[str, str]:
+    """Return where a server's session finds object stores. Where credentials come from is the server's own business."""
+    settings = {key.removeprefix("spark.hadoop."): value for key, value in hadoop_settings(tuple(kinds)).items()}
+    told = ["fs.s3a.endpoint", "fs.s3a.endpoint.region", "fs.s3a.connection.ssl.enabled", "fs.gs.storage.root.url"]
+    if "fs.s3a.endpoint" in settings:
+        told.append("fs.s3a.path.style.access")
+    return {key: settings[key] for key in told if key in settings}
 
 
 def _shown(address: str) -> str:

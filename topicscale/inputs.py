@@ -179,8 +179,11 @@ def _expand(given: str) -> Iterator[tuple[str, tuple[int, int]]]:
     name = os.path.expanduser(given.removeprefix("file://"))
     if os.path.exists(name):
         found = [name]
+        if os.path.isfile(name):
+            _check_shown(name)
     else:
-        found = sorted(glob.glob(name, recursive=True))
+        # as in folders: what hides its name is no input (_SUCCESS)
+        found = [path for path in sorted(glob.glob(name, recursive=True)) if not os.path.basename(path.rstrip("/")).startswith(_HIDDEN)]
         if not found:
             raise InputError(f"There is no input {given!r}.{_similar_file(name)}")
     for one in found:
@@ -198,6 +201,12 @@ def _expand(given: str) -> Iterator[tuple[str, tuple[int, int]]]:
             yield from ((one, _told(one)) for one in inside)
 
 
+def _check_shown(path: str) -> None:
+    """Raise an InputError for a file that Spark would leave out without a word."""
+    if PurePosixPath(path).name.startswith(_HIDDEN):
+        raise InputError(f"Input {path!r} is hidden: Spark reads no files whose names begin with {' or '.join(_HIDDEN)}. Rename it.")
+
+
 def _told(path: str) -> tuple[int, int]:
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns
@@ -208,6 +217,7 @@ def _expand_remote(given: str, place: storage.Address) -> Iterator[tuple[str, tu
     try:
         folder = Folder(given)
         if (alone := folder.find()) is not None:
+            _check_shown(folder.uri)
             yield folder.uri, (alone.size, alone.changed)
             return
         if folder.exists("_delta_log"):
@@ -219,7 +229,8 @@ def _expand_remote(given: str, place: storage.Address) -> Iterator[tuple[str, tu
             plain, _, first = place.key[: match.start()].rpartition("/")
             wild = first + place.key[match.start() :]
         root = Folder(str(dataclasses.replace(place, key=plain)))
-        fits = re.compile(_pattern(wild) if wild else ".*", re.DOTALL)
+        # a folder that fits brings what is in it, as it does on a disk
+        fits = re.compile(f"{_pattern(wild.rstrip('/'))}(?:/.*)?" if wild else ".*", re.DOTALL)
         inside = [file for file in root.files(deep=True) if fits.fullmatch(file.name) and not _hidden(PurePosixPath(file.name))]
     except StoreError as error:
         raise InputError(f"Input {given!r} cannot be read: {error}") from error
@@ -291,6 +302,15 @@ def _agreed_columns(paths: Sequence[str], samples: Sequence[Sample], chosen: str
             if [c.name for c in other.columns] != [c.name for c in first]:
                 names = [[c.name for c in columns] for columns in (first, other.columns)]
                 raise InputError(f"All input files must have the same columns. {paths[0]!r} has {names[0]}, {path!r} has {names[1]}.")
+    types: dict[str, tuple[str, str]] = {}
+    for path, other in zip(paths, samples, strict=False):
+        for name, kind in other.types.items():
+            known, where = types.setdefault(name, (kind, path))
+            if known != kind:
+                raise InputError(
+                    f"Column {name!r} must have one type in all parquet files. It is {known} in {where!r} and {kind} in {path!r} (pandas "
+                    "writes whole numbers with a gap as double). Write the files with one type, or run each kind into the store by itself."
+                )
     merged: dict[str, str] = {}
     for sample in samples:
         for column in sample.columns:

@@ -82,12 +82,18 @@ class Lease:
                 f"{self._what} was taken over: this run gave no sign of life for {LEASE:.0f} s. What is finished is kept. {self._taken}"
             )
 
-    def _claim(self) -> None:
-        """Write a beat, then the row, unless another holds the lock or writes its row meanwhile."""
+    def _claim(self, *, again: bool = False) -> None:
+        """Write a beat, then the row, unless another holds the lock or writes its row meanwhile.
+
+        ``again``: the lock was held before. Another's row says that others have changed what it guards since, even if they are gone.
+        """
         now = self._write_beat()
         table = DeltaTable(f"{self._files.uri}/{self._name}", storage_options=self._options)
         rows = table.to_pyarrow_table().to_pylist()
         held = rows[0] if rows else None
+        if again and (held is None or held["token"] != self._row["token"]):
+            self._files.remove(self._beat(self._row))
+            raise StoreLocked(f"{self._what} was held by {held['holder'] if held else 'another run'} meanwhile.")
         if held is not None and held["token"] != self._row["token"]:
             beat = self._files.find(self._beat(held))
             if beat is not None and not _over(held, beat, now):
@@ -133,7 +139,7 @@ class Lease:
                 self._write_beat()
                 return
             try:
-                self._claim()  # by a new commit: who takes it over at this moment would lose, or we do
+                self._claim(again=True)  # by a new commit: who takes it over at this moment would lose, or we do
             except StoreLocked as error:
                 self._taken = str(error)
 

@@ -98,6 +98,11 @@ def located(config: Config, store: Store) -> Config:
                 f"({rejected[-1].path}), or publish it with: topicscale finetune ... --output {name} --force"
             )
         return config
+    if store.files.path is None:
+        raise RequestError(
+            f"The model {name!r} is among the store's own ({found.path}), and weights cannot be loaded from an object store. "
+            "Copy that folder to this machine, and name it as embedding.model."
+        )
     return dataclasses.replace(config, embedding=dataclasses.replace(config.embedding, model=str(found.path)))
 
 
@@ -127,5 +132,7 @@ def place(weights: Path, target: Path) -> None:
 
 
 def folder(store: Store, revision: str, name: str) -> Path:
-    """Return where the weights of a revision are."""
+    """Return where the weights of a revision are: within the store, where that is in an object store (no model is loaded from there)."""
+    if store.files.path is None:
+        return Path(WEIGHTS) / revision / name
     return store.path / WEIGHTS / revision / name

@@ -49,6 +49,8 @@ class Sample:
     """Most common length of each vector column."""
     characters: Mapping[str, int] = field(default_factory=dict)
     """Characters that each column of texts has in these rows; of a parquet file, about the bytes that they take encoded."""
+    types: Mapping[str, str] = field(default_factory=dict)
+    """Of a parquet file, the types that its columns have for Spark, where that is known."""
 
 
 def sample_file(path: str, chosen: str, options: Mapping[str, str], *, head_bytes: int = _HEAD) -> Sample:
@@ -81,6 +83,23 @@ def sample_file(path: str, chosen: str, options: Mapping[str, str], *, head_byte
 def arrow_columns(schema: pa.Schema) -> tuple[Column, ...]:
     """Return the columns of an Arrow schema with their kinds."""
     return tuple(Column(entry.name, _arrow_kind(entry.type)) for entry in schema)
+
+
+def _spark_type(kind: pa.DataType) -> str | None:
+    """Return what Spark reads a parquet column of a simple type as: it joins files whose columns have the same types alone."""
+    if pa.types.is_dictionary(kind):
+        return _spark_type(kind.value_type)
+    if pa.types.is_integer(kind):
+        number = kind.bit_width if pa.types.is_signed_integer(kind) else 2 * kind.bit_width  # unsigned ones take the next larger type
+        return {8: "byte", 16: "short", 32: "int", 64: "long"}.get(number, "decimal")
+    if pa.types.is_timestamp(kind):
+        return "long" if kind.unit == "ns" else "timestamp" if kind.tz else "timestamp_ntz"
+    if pa.types.is_date(kind):
+        return "date"
+    simple = _arrow_kind(kind)
+    if simple in ("string", "boolean", "binary"):
+        return simple
+    return str(kind) if pa.types.is_floating(kind) else None
 
 
 def _arrow_kind(kind: pa.DataType) -> str:
@@ -126,7 +145,8 @@ def _parquet(path: str) -> Sample:
             for number in range(file.metadata.num_columns):
                 if (name := file.schema.column(number).path) in texts:
                     characters[name] += group.column(number).total_uncompressed_size * file.metadata.num_row_groups // groups
-        return Sample(columns, file.metadata.num_rows, size, dimensions, characters)
+        types = {entry.name: known for entry in file.schema_arrow if (known := _spark_type(entry.type))}
+        return Sample(columns, file.metadata.num_rows, size, dimensions, characters, types)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-CONTRACT_VERSION = 2
+CONTRACT_VERSION = 3
 """Raised when a table changes so that older stores cannot be read."""
 
 OUTLIER = -1
@@ -60,7 +60,8 @@ TABLES: dict[str, TableSpec] = {
         # -- written by Spark ------------------------------------------------------------------------------------
         # the kept input columns follow these four
         TableSpec("documents", _schema(doc_id=_STR, partition_id=_STR, text=_STR, text_hash=_STR), "spark", partitioned=True),
-        TableSpec("quarantine", _schema(source=_STR, reason=_STR, raw=_STR), "spark"),
+        # doc_id: the row's own id where the input has an id column, so that the row can be forgotten
+        TableSpec("quarantine", _schema(source=_STR, reason=_STR, raw=_STR, doc_id=_STR), "spark"),
         # one row a partition; digest: of its (doc_id, text_hash) pairs, whatever their order
         TableSpec("partitions", _schema(partition_id=_STR, value=_STR, rows=_LONG, chars=_LONG, digest=_STR), "spark"),
         # core_count and core_weight: of the documents nearest to the topic's centre, which keywords are chosen by (topics.core)

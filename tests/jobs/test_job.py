@@ -12,8 +12,10 @@ from jobs.engines import Engines
 from jobs.job import Job, Partition
 from jobs.progress import Ui
 from jobs.stages import cluster, embed, publish
+from jobs.status import status
 from topicscale.config import Config, load
 from topicscale.store import Store
+from topicscale.tables import TABLES
 
 
 def job_of(path, *overrides: str) -> Job:
@@ -93,3 +95,29 @@ def test_a_bug_keeps_its_traceback(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("jobs.run.run", fail)
     with pytest.raises(KeyError):
         cli.main(["run", "--input", "x.csv", "--store", str(tmp_path)])
+
+
+def test_status_takes_nothing_for_done_that_is_to_be_done_again(tmp_path) -> None:
+    """A run with another model was killed while it embedded: what was clustered and assigned before is not of its vectors."""
+    job = job_of(tmp_path)
+    parts = pa.table({"partition_id": ["a", "b"], "value": [None, None], "rows": [3, 4], "chars": [9, 9], "digest": ["1", "2"]})
+    job.store.create_table("partitions")
+    job.store.replace("partitions", parts.cast(TABLES["partitions"].schema), stage="ingest", unit_fingerprint="0" * 32)
+
+    def log(stage: str, status: str, partitions: str = "ab") -> None:
+        for pid in partitions:
+            job.record(stage, pid, "1" * 32, status, rows=5, seconds=1.0)
+        job.flush()
+
+    def counts() -> dict[str, tuple[int, int]]:
+        return {stage: (found["done"], found["pending"]) for stage, found in status(job.store.uri)["stages"].items()}
+
+    for stage in ("embed", "cluster", "assign"):
+        log(stage, "done")
+    assert counts() == {"embed": (2, 0), "cluster": (2, 0), "assign": (2, 0)}
+    log("embed", "pending")
+    log("embed", "done", "a")
+    assert counts() == {"embed": (1, 1), "cluster": (0, 2), "assign": (0, 2)}
+    log("embed", "done", "b")
+    log("cluster", "done", "a")
+    assert counts() == {"embed": (2, 0), "cluster": (1, 1), "assign": (0, 2)}

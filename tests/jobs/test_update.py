@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 
+from jobs.forget import describe as described
 from jobs.forget import forget
 from jobs.progress import Ui
 from jobs.run import run
@@ -233,6 +234,30 @@ def test_forgotten_documents_are_in_no_table_sum_or_file(updated, tmp_path) -> N
     again = forget(listed, store, ui=QUIET)
     assert again["forgotten"] == 0
     assert len(Store(store).snapshots()) == 1
+
+
+def test_forgotten_rows_leave_quarantine_whatever_they_were_refused_for(updated, tmp_path) -> None:
+    """By their own ids, wherever in the row these are; also the ids of documents that are nowhere else."""
+    store, only = tmp_path / "store", "refused-only"
+    shutil.copytree(updated[0], store)
+    rows = [
+        (only, " ", "x"),
+        ("other", " ", "x"),
+        (OLD[3][0], "another text " * 200, "x"),
+        ("fresh", "a new text about bread and butter", "x"),
+    ]
+    update([str(corpus.write_csv(tmp_path / "more.csv", rows))], store, overrides=["input.max_quarantine=1"], ui=QUIET)
+    listed = tmp_path / "ids.txt"
+    listed.write_bytes(f"\ufeff{only}\r\n {OLD[3][0]} \r\nnever-there\r\n".encode())
+    found = forget(listed, store, ui=QUIET)
+    assert (found["forgotten"], found["quarantined"], found["not_found"]) == (1, 2, 1)
+    left = Store(store).read("quarantine")["doc_id"].to_pylist()
+    assert "other" in left
+    assert not {only, OLD[3][0]} & set(left)
+    listed.write_text("other\n")
+    assert "1 rows out of quarantine" in described(found := forget(listed, store, ui=QUIET))
+    assert (found["forgotten"], found["quarantined"], found["not_found"]) == (0, 1, 0)
+    adds_up(store)
 
 
 def test_forget_refuses_bad_requests(updated, tmp_path) -> None:

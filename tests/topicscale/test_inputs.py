@@ -149,3 +149,25 @@ def test_the_characters_of_the_texts_are_estimated(tmp_path, kind):
         path.write_bytes(gzip.compress(content) if kind.endswith("gz") else content)
     found = inspect(InputConfig(paths=(str(path),))).characters
     assert found == pytest.approx(sum(map(len, texts)), rel=0.05 if "gz" not in kind else 0.9)
+
+
+def test_files_that_spark_would_leave_out_are_no_input(tmp_path):
+    """Their rows would be in neither documents nor quarantine."""
+    for name in ("a.csv", "_b.csv", ".c.csv", "_SUCCESS"):
+        (tmp_path / name).write_text("text\none\n")
+    assert inspect(InputConfig(paths=(str(tmp_path / "*"),))).paths == (str(tmp_path / "a.csv"),)
+    with pytest.raises(InputError, match="hidden"):
+        inspect(InputConfig(paths=(str(tmp_path / "_b.csv"),)))
+    with pytest.raises(InputError, match="no input"):
+        inspect(InputConfig(paths=(str(tmp_path / "_*.csv"),)))
+
+
+def test_parquet_columns_of_two_types_are_refused_by_name(tmp_path):
+    """Spark would fail at them, and again whenever the job is started."""
+    for name, values in {"a": [1, 2], "b": [1.0, None]}.items():
+        pq.write_table(pa.table({"text": ["one", "two"], "n": values}), tmp_path / f"{name}.parquet")
+    with pytest.raises(InputError, match=r"'n'.* long in .*a\.parquet' and double in .*b\.parquet'"):
+        inspect(InputConfig(paths=(str(tmp_path),)))
+    for name, kind in {"a": pa.string(), "b": pa.large_string(), "c": pa.dictionary(pa.int32(), pa.string())}.items():
+        pq.write_table(pa.table({"text": pa.array(["one", "two"], kind)}), tmp_path / f"{name}.parquet")
+    assert inspect(InputConfig(paths=(str(tmp_path),))).rows == 6

@@ -35,7 +35,12 @@ def store(tmp_path_factory):
     write_deltalake(made.table_path("documents"), documents, partition_by=["partition_id"])
     spark = {
         "partitions": {"partition_id": PARTITIONS, "value": ("Site A", "Site B"), "rows": (32, 8), "chars": (1, 1), "digest": ("", "")},
-        "quarantine": {"source": ["f:1", "f:2", "f:3"], "reason": ["empty", "empty", "bad_row"], "raw": ["", " ", "a;b"]},
+        "quarantine": {
+            "source": ["f:1", "f:2", "f:3"],
+            "reason": ["empty", "empty", "bad_row"],
+            "raw": ["", " ", "a;b"],
+            "doc_id": [None] * 3,
+        },
     }
     for name, columns in spark.items():
         write_deltalake(made.table_path(name), pa.table(columns).cast(TABLES[name].schema))

@@ -10,19 +10,21 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime
 
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from tests.s3_server import BUCKET, Proxy, reached
-from topicscale import lease, storage
-from topicscale.config import InputConfig, StorageConfig, fingerprint
-from topicscale.errors import InputError, StoreError, StoreLocked
+from topicscale import lease, registry, storage
+from topicscale.config import Config, InputConfig, StorageConfig, fingerprint, load
+from topicscale.errors import InputError, RequestError, StoreError, StoreLocked
 from topicscale.files import Folder
 from topicscale.inputs import inspect
 from topicscale.ledger import FOLDER, Ledger, at_hand
 from topicscale.store import PENDING, Store, UnitWrite, write_part
+from topicscale.tables import TABLES
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +237,28 @@ def test_a_lock_that_was_taken_over_is_noticed(uri, monkeypatch) -> None:
             put(one, "p", 1, "a")
 
 
+def test_who_slept_does_not_go_on_after_another_was_there(uri, monkeypatch) -> None:
+    """Another has come and gone: what was read before it is not what is there now."""
+    monkeypatch.setattr(lease, "LEASE", 1.0)
+    monkeypatch.setattr(lease, "BEAT", 1000.0)
+    one, other = Store(uri, create=True), Store(uri)
+    with one.lock("sleeping"):
+        time.sleep(2.5)
+        with other.lock("next"):
+            put(other, "p", 1, "b")
+        with pytest.raises(StoreError, match=r"held by run next.* meanwhile"):
+            put(one, "p", 1, "a")
+
+
+def test_who_slept_alone_goes_on(uri, monkeypatch) -> None:
+    monkeypatch.setattr(lease, "LEASE", 1.0)
+    monkeypatch.setattr(lease, "BEAT", 1000.0)
+    one = Store(uri, create=True)
+    with one.lock("sleeping"):
+        time.sleep(2.5)
+        put(one, "p", 1, "a")
+
+
 def test_beats_keep_the_lock(uri, monkeypatch) -> None:
     monkeypatch.setattr(lease, "LEASE", 4.0)
     monkeypatch.setattr(lease, "BEAT", 0.5)
@@ -243,6 +267,28 @@ def test_beats_keep_the_lock(uri, monkeypatch) -> None:
         time.sleep(6)
         with pytest.raises(StoreLocked), other.lock("second"):
             pass
+
+
+def test_a_folder_that_a_glob_fits_brings_its_files(uri) -> None:
+    store = Store(uri, create=True)
+    for name in ("in/month=01/a.csv", "in/month=02/b.csv", "in/month=02/_SUCCESS", "in/year/c.csv", "in/_d.csv"):
+        store.files.write(name, b"text\none\n")
+    found = [path.removeprefix(f"{store.uri}/in/") for path in inspect(InputConfig(paths=(f"{store.uri}/in/month=*",))).paths]
+    assert found == ["month=01/a.csv", "month=02/b.csv"]
+    with pytest.raises(InputError, match="hidden"):
+        inspect(InputConfig(paths=(f"{store.uri}/in/_d.csv",)))
+
+
+def test_trained_models_of_a_store_that_was_copied_are_told_and_not_loaded(uri) -> None:
+    store = Store(uri, create=True)
+    store.create_table("models")
+    told = dict.fromkeys(("steps", "measures", "configuration", "data"), "{}")
+    row = {"name": "mine", "revision": "r1", "status": "published", "verdict": "", "base": "b", "at": datetime.now(UTC), **told}
+    store.append("models", pa.Table.from_pylist([row], schema=TABLES["models"].schema))
+    assert registry.located(Config(), store) == Config()
+    assert [model.name for model in registry.trained(store)] == ["mine"]
+    with pytest.raises(RequestError, match="object store"):
+        registry.located(load(overrides=["embedding.model=mine"]), store)
 
 
 def test_a_store_that_forgets_takes_no_other_run(uri) -> None:
