@@ -29,6 +29,7 @@ from topicscale.errors import MissingDependency, RequestError, StoreError
 from topicscale.finetune import base as bases
 from topicscale.finetune import steps as plans
 from topicscale.finetune.steps import Step
+from topicscale.finetune.training import check_deepspeed
 from topicscale.judge.rank import kind
 from topicscale.judge.task import MEASURES
 from topicscale.models import resolve
@@ -153,12 +154,16 @@ def request(
             lora=tuned.lora,
         )
     plans.check(steps, config, base)
+    deepspeed = examples.deepspeed(tuned.deepspeed)
+    for step in steps:
+        for part in step.parts:
+            check_deepspeed(part.recipe, deepspeed)
     layout = runtime.local_plan(dataclasses.replace(config.ray, actors=tuned.workers) if tuned.workers else config.ray)
     if tuned.precision == "float16" and layout is not None and not layout.gpus:
         raise RequestError("finetune.precision=float16 needs a GPU. Use bfloat16 or float32 on processors.")
     data = examples.collect(steps, config, store=held, input=input, columns=columns or {}, judged=bool(tuned.judges))
     judges = judging.collect(config, data, store=held)
-    return Request(name, config, steps, base, data, judges, examples.deepspeed(tuned.deepspeed), held, folder)
+    return Request(name, config, steps, base, data, judges, deepspeed, held, folder)
 
 
 def plan(asked: Request) -> dict[str, Any]:
@@ -313,7 +318,8 @@ def _print(asked: Request) -> str:
     tuned = dataclasses.replace(asked.config.finetune, workers=None, checkpoint_steps=None, judges=(), measure=None, margin=0.0)
     # DeepSpeed's checkpoints are of one number of workers, and its settings may be in a file
     together = [asked.config.finetune.workers, asked.deepspeed] if asked.deepspeed is not None else None
-    return fingerprint("finetune", CODE, asked.base.revision, tuned, asked.data.digest, together)
+    beside = [part.recipe.depends(part.options) for step in asked.steps for part in step.parts]
+    return fingerprint("finetune", CODE, asked.base.revision, tuned, asked.data.digest, beside, together)
 
 
 def describe_plan(found: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,6 +86,7 @@ def merge(
     opened = [_open(*given) if isinstance(given, tuple) else _given(str(given)) for given in inputs]
     if not opened:
         raise RequestError("merge must be given at least one store.")
+    superseded = _superseded(opened)
     union = federate.unite([_named(i, "site_topics") for i in opened], [_named(i, "pilots") for i in opened])
     if match == "embeddings":
         federate.check_spaces(union)
@@ -136,6 +137,7 @@ def merge(
             ],
             "copied": gather.counted(target, copied),
             "merged": True,
+            "without_terms": federation.without_terms,
         }
         configuration = _configuration(opened, union.spaces).to_dict()
         without = LOGS if copied else (*LOGS, *gather.MADE)
@@ -154,6 +156,7 @@ def merge(
         "names": dict(zip(*(target.read("topics")[column].to_pylist() for column in ("topic_id", "label")), strict=True)),
         "label_conflicts": dict(sorted(conflicts.items())),
         "names_gone": gone,
+        "superseded": superseded,
         "by_site": sites,
         "seconds": round(time.monotonic() - began, 3),
     }
@@ -176,6 +179,10 @@ def describe(found: Mapping[str, Any]) -> str:
             else "Some term counts were reconstructed from weights"
         )
         lines.append(f"{what}: sizes and vectors add up exactly, term counts do not.")
+    if found["without_terms"]:
+        lines.append(f"{found['without_terms']:,} topics came without any term: nothing could be matched with them, so each stays alone.")
+    for uri in found["superseded"]:
+        lines.append(f"{uri} counts for nothing: another input is a later state of the same store (a copy keeps its store's id).")
     if found["copied"]:
         lines.append(
             f"Copied {found['copied']['documents']:,} documents of {found['copied']['sites']:,} sites"
@@ -239,15 +246,56 @@ def _terms_config(opened: Sequence[Input]) -> TermsConfig:
     return TermsConfig(bm25_weighting=bm25, reduce_frequent_words=reduced, top_n_words=max(terms.top_n_words for terms in found))
 
 
+def _superseded(opened: Sequence[Input]) -> list[str]:
+    """Return the inputs that hold documents of their own and an earlier generation of a store that is given too.
+
+    Raises
+    ------
+    RequestError
+        Two are of one generation and not the same: copies that went different ways. Only one would count, without a word.
+    """
+    newest: dict[str, Input] = {}
+    lost: list[str] = []
+    for one in opened:
+        if not pc.any(pc.equal(one.store.read("site_topics", ["site_id"])["site_id"], "")).as_py():
+            continue  # all of it came from elsewhere
+        other = newest.setdefault(one.store.site_id, one)
+        if other.store.uri == one.store.uri:
+            continue
+        if other.snapshot.generation == one.snapshot.generation:
+            if set(_leaves(other)) != set(_leaves(one)):
+                raise RequestError(
+                    f"{other.store.uri!r} and {one.store.uri!r} are copies of one store (the same id) that hold different topics. Make one "
+                    "of them anew: run into a new folder instead of a copied one."
+                )
+            continue
+        older, newest[one.store.site_id] = sorted((other, one), key=lambda source: source.snapshot.generation)
+        lost.append(older.store.uri)
+    return lost
+
+
+def _leaves(source: Input) -> list[tuple[str, int]]:
+    rows = source.store.read("site_topics", ["topic_key", "size"])
+    return list(zip(rows["topic_key"].to_pylist(), rows["size"].to_pylist(), strict=True))
+
+
 def _configuration(opened: Sequence[Input], spaces: Mapping[str, str]) -> Config:
     """Return what a model of the merged store needs: the embedding model, where there is one, and the terms' settings."""
     configs = [Config.from_dict(source.snapshot.configuration) for source in opened]
     first = min(configs, key=lambda config: repr(config.embedding))
+    # what this store's own terms are weighted and shown by, which a merge of it goes on with
+    own = _terms_config(opened)
+    terms = replace(
+        min((c.terms for c in configs), key=repr),
+        bm25_weighting=own.bm25_weighting,
+        reduce_frequent_words=own.reduce_frequent_words,
+        top_n_words=own.top_n_words,
+    )
     if len(spaces) > 1:
-        return Config(terms=min((c.terms for c in configs), key=repr))
+        return Config(terms=terms)
     # vectors that came with the documents: no model can embed others
     given = InputConfig(embedding_column=first.input.embedding_column)
-    return Config(input=given, embedding=first.embedding, terms=min((c.terms for c in configs), key=repr))
+    return Config(input=given, embedding=first.embedding, terms=terms)
 
 
 def _write(

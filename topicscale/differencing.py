@@ -26,7 +26,7 @@ OUTSIDE = 0
 _DOCUMENT = 2
 """Weight of a document. An edited one is a triangle of half edges between its leaves and the outside: it counts once, however it is cut."""
 _TRACE = 1e-6
-"""Weight that keeps leaves connected where a document is in several old leaves, and no cut can be claimed to hold it."""
+"""Weight that keeps leaves connected where a document is in several leaves of a release, and no cut can be claimed to hold it."""
 
 
 @dataclass(frozen=True)
@@ -116,16 +116,29 @@ def settle(new: Members, history: Sequence[Members], minimums: Sequence[int], *,
     return Stale(frozenset(range(leaves)) - fresh, tuple(sorted(instead)))
 
 
+def too_close(new: Members, old: Members, minimum: int, *, leaves: int) -> set[int]:
+    """Return new leaves that with others set fewer than ``minimum`` documents apart from an old release; without them fewer do, or none.
+
+    Unlike in :func:`settle` a document may be in several new leaves. Where a small group is set apart by old leaves alone, all new ones
+    are returned.
+    """
+    cuts = narrow_cuts(*_edges(new, old, leaves=leaves), limit=_DOCUMENT * minimum)
+    found = [{node - 1 for node in nodes if node <= leaves} for nodes in cuts]
+    return set().union(*(mine or set(range(leaves)) for mine in found))
+
+
 def _edges(new: Members, old: Members, *, leaves: int) -> tuple[int, Int64, Int64, Float64]:
     """Return the graph of two releases: number of nodes, and both ends and the weight of every edge.
 
     Nodes: 0 outside, then the new leaves, then the old.
     """
-    order = np.argsort(new.documents, kind="stable")
+    found, inverse, count = np.unique(new.documents, return_inverse=True, return_counts=True)
+    many = count[inverse] > 1  # no cut can be claimed to hold them either
+    order = np.flatnonzero(~many)[np.argsort(new.documents[~many], kind="stable")]
     documents, texts, mine = new.documents[order], new.texts[order], new.leaves[order] + 1
     theirs = old.leaves + 1 + leaves
-    _, inverse, count = np.unique(old.documents, return_inverse=True, return_counts=True)
-    several = count[inverse] > 1
+    _, inverse, counted = np.unique(old.documents, return_inverse=True, return_counts=True)
+    several = (counted[inverse] > 1) | np.isin(old.documents, found[count > 1])
     place = np.minimum(np.searchsorted(documents, old.documents), max(len(documents) - 1, 0))
     met = documents[place] == old.documents if len(documents) else np.zeros(len(place), bool)
     kept = np.zeros(len(old.documents), bool)
@@ -144,6 +157,7 @@ def _edges(new: Members, old: Members, *, leaves: int) -> tuple[int, Int64, Int6
         (mine[alone], None, _DOCUMENT),
         (theirs[several], None, _TRACE),
         (partner[several & met], None, _TRACE),
+        (new.leaves[many] + 1, None, _TRACE),
     ]
     first = np.concatenate([a for a, _, _ in parts])
     second = np.concatenate([np.zeros(len(a), np.int64) if b is None else b for a, b, _ in parts])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ from topicscale.tables import OUTLIER, TABLES
 OUTLIERS = "outliers"
 """The ``topic_key`` of the outliers' leaf."""
 _WORD = re.compile(r"\w+")
+_NUMBER = re.compile(r"^-?\d{1,6}_")
 _TERM_COLUMNS = ("term_counts", "term_documents")
 _TOLD_SETTINGS = ("lowercase", "ngram_range", "bm25_weighting", "reduce_frequent_words", "top_n_words")
 
@@ -146,16 +148,16 @@ def labels(
         the case.
     """
     told = released["label"].to_pylist()
-    words = {word for label in told for word in _WORD.findall(label or "")}
+    words = {word for label in told for word in _words(label or "")}
     if not words:
         return ["" for _ in told]
-    wanted = {word: {word, word.lower()} | (set() if word.isascii() else _parts(word.lower())) for word in words}
+    wanted = {word: _forms(word) | set().union(*(_parts(form) for form in _forms(word.lower()) if not form.isascii())) for word in words}
     asked = pa.array(sorted(set().union(*wanted.values())))
     leaving, counted = _present(released, asked), _present(site, asked)
     verdict: dict[str, bool] = {}
     unknown = []
     for word in words:
-        forms = {word, word.lower()}
+        forms = _forms(word)
         if (wanted[word] - forms) & (counted - leaving):
             verdict[word] = False
         elif forms & leaving:
@@ -165,9 +167,22 @@ def labels(
         else:
             unknown.append(word)
     if unknown:
-        for word, (anywhere, as_word) in documents_with(sorted(unknown)).items():
-            verdict[word] = anywhere == 0 or (word.isascii() and as_word >= minimum)
-    return [label if label and all(verdict[word] for word in _WORD.findall(label)) else "" for label in told]
+        found = documents_with(sorted(set().union(*map(_forms, unknown))))
+        for word in unknown:
+            anywhere = sum(found[form][0] for form in _forms(word))
+            verdict[word] = anywhere == 0 or (word.isascii() and found[word][1] >= minimum)
+    return [label if label and all(verdict[word] for word in _words(label)) else "" for label in told]
+
+
+def _words(label: str) -> set[str]:
+    """Return a label's words: also those that underscores tie together, without the topic's number before them."""
+    found = _WORD.findall(_NUMBER.sub("", unicodedata.normalize("NFC", label)))
+    return {part for word in found for part in (word, *word.split("_")) if part}
+
+
+def _forms(word: str) -> set[str]:
+    """Return how a word may be spelt in texts and terms: with letters and accents as one character or as several, and in small letters."""
+    return {unicodedata.normalize(form, case) for case in (word, word.lower()) for form in ("NFC", "NFD")}
 
 
 def _parts(word: str) -> set[str]:

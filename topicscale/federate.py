@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from topicscale.calibrate import Pilot, combine
-from topicscale.cluster import Float64, Int64
+from topicscale.cluster import Float64, Int64, exact, unit
 from topicscale.errors import RequestError
 from topicscale.labels import relabelled
 from topicscale.leaf_terms import hashed, reconciled
@@ -67,6 +67,8 @@ class Federation:
     """The settings all terms were counted with, as JSON."""
     min_documents: int
     """Terms in fewer documents of a leaf may be missing from the sums; 1: the sums are exact."""
+    without_terms: int = 0
+    """Leaves that could not be matched by terms, because they have none: each is a topic of its own."""
 
 
 def unite(site_topics: Sequence[pa.Table], pilots: Sequence[pa.Table]) -> Union:
@@ -116,8 +118,18 @@ def federate(union: Union, *, height: float | None = None, similarity: float | N
     inside = np.flatnonzero(~outliers)
     sizes = union.rows["size"].to_numpy()
     terms = reconciled(union.rows["vocabulary"].to_pylist())
+    bare: list[int] = []
     if match == "terms":
-        sums = hashed(union.rows) * sizes[:, None]
+        sums = hashed(union.rows)
+        bare = [i for i in inside.tolist() if not sums[i].any()]
+        if inside.size and len(bare) == len(inside):
+            raise RequestError(
+                "Topics can only be matched by their terms when they have some. Got none instead: export with a lower "
+                "--min-document-frequency, or save a BERTopic model with save_ctfidf=True."
+            )
+        for i in bare:  # it is like no other: a direction of its own, which follows from nothing but the leaf
+            sums[i] = _own_direction(union.keys[i], sums.shape[1])
+        sums *= sizes[:, None]
     else:
         check_spaces(union)
         sums = vector_sums(union.rows)
@@ -128,7 +140,13 @@ def federate(union: Union, *, height: float | None = None, similarity: float | N
     similarities = np.zeros(len(sizes), np.float32)
     similarities[inside] = merged.similarities[index]
     least = union.rows["min_documents"].to_pylist()
-    return Federation(union, merged, topics, similarities, terms, max(least, default=1))
+    return Federation(union, merged, topics, similarities, terms, max(least, default=1), len(bare))
+
+
+def _own_direction(key: str, dimensions: int) -> Float64:
+    random = np.random.default_rng(int(hashlib.sha256(key.encode()).hexdigest()[:16], 16))
+    found: Float64 = exact(unit(random.normal(size=(1, dimensions))))[0]
+    return found
 
 
 def check_spaces(union: Union) -> None:
@@ -256,7 +274,23 @@ def _distinct_pilots(rows: pa.Table) -> pa.Table:
 def fingerprint(union: Union, *options: Any) -> str:
     """Return a digest of a union and the options of its merge."""
     digest = hashlib.sha256(repr(options).encode())
-    for values in (union.keys, union.rows["label"].to_pylist(), union.rows["site"].to_pylist(), union.rows["min_documents"].to_pylist()):
+    told = ("label", "site", "min_documents", "vocabulary")
+    for values in (union.keys, *(union.rows[name].to_pylist() for name in told)):
         digest.update(repr(list(values)).encode())
+    for name in ("term_counts", "term_documents"):
+        for chunk in union.rows[name].chunks:
+            _digest_map(digest, chunk)
     digest.update(repr(union.pilots["pilot_key"].to_pylist()).encode())
     return digest.hexdigest()[:32]
+
+
+def _digest_map(digest: Any, column: pa.MapArray) -> None:
+    """Add the content of a map column to a digest, wherever in memory it lies."""
+    offsets = column.offsets.to_numpy()
+    digest.update(np.diff(offsets).astype("<i8").tobytes())
+    names = column.keys[offsets[0] : offsets[-1]]
+    ends = np.frombuffer(names.buffers()[1] or b"", np.int32)[names.offset : names.offset + len(names) + 1]
+    if len(names):
+        digest.update(np.diff(ends).astype("<i8").tobytes())
+        digest.update(memoryview(names.buffers()[2])[ends[0] : ends[-1]])
+    digest.update(column.items[offsets[0] : offsets[-1]].to_numpy().astype("<i8").tobytes())

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from topicscale import export as core
 from topicscale.config import fingerprint
-from topicscale.differencing import Members, alone, changed, settle
+from topicscale.differencing import Members, alone, changed, settle, too_close
 from topicscale.errors import RequestError, StoreError
 from topicscale.ledger import Entry, Ledger
 from topicscale.store import Snapshot, Store
@@ -65,37 +65,60 @@ class Outgoing:
         sizes = self.leaves["size"].to_pylist()
         candidates = [leaf for leaf in np.unique(self.members.leaves).tolist() if sizes[leaf] >= self.minimum]
         new = _renumbered(self.members, candidates)
-        history = [entry.members() for entry in self.ledger.entries]
+        history = _History(self.ledger.entries)
         stale = settle(new, history, [entry.minimum for entry in self.ledger.entries], leaves=len(candidates))
         fresh = [leaf for i, leaf in enumerate(candidates) if i not in stale.withheld]
         if not fresh and self.ledger.entries:
             return self._again(self.ledger.entries[-1])
-        parts, members, held_back = [self.leaves.take(fresh)], [_renumbered(self.members, fresh)], 0
+        parts, own = [self.leaves.take(fresh)], _renumbered(self.members, fresh)
         keys = core.content_keys(parts[0])
+        again: list[tuple[int, int]] = []
         for index, leaf in stale.instead:
             entry = self.ledger.entries[index]
             old = _leaves_of(entry)
             key = entry.keys[leaf]
             if key in keys or not self._comparable(old) or self._size(old, key) < self.minimum:
                 continue
-            together = [*members, _renumbered(history[index], [leaf], first=len(keys))]
-            if alone(_together(together), leaves=len(keys) + 1).min() < self.minimum:
+            together = self._together(own, len(fresh), [*again, (index, leaf)], history)
+            if alone(together, leaves=len(keys) + 1).min() < self.minimum:
                 continue  # it says again what is said already
-            members = together
-            parts.append(old.filter(pa.array([k == key for k in core.content_keys(old)])))
+            again.append((index, leaf))
             keys.append(key)
-            held_back += 1
+        again = self._apart(own, len(fresh), again, history)
+        inside = self._together(own, len(fresh), again, history)
+        keys = keys[: len(fresh)] + [self.ledger.entries[index].keys[leaf] for index, leaf in again]
+        for (index, _), key in zip(again, keys[len(fresh) :], strict=True):
+            old = _leaves_of(self.ledger.entries[index])
+            parts.append(old.filter(pa.array([k == key for k in core.content_keys(old)])))
         released = self._finish(pa.concat_tables(parts))
         if not topic_sizes(released):
             raise RequestError(f"No topic of {self.source.uri!r} can be told apart from the others by its terms, so nothing may leave.")
         told = core.pilots(self.source.read("pilots"), released, self.minimum)
-        inside = _together(members)
         suppressed = core.coarse(len(np.setdiff1d(self.documents.documents, inside.documents)), self.minimum)
         summary = self._summary(released, suppressed)
         self._write(released, told, summary, generation=self.snapshot.generation)
         entry = self._record(released, keys, inside, self.documents, self.snapshot.generation)
         removed = bool(len(np.setdiff1d(inside.documents, self.documents.documents)))
-        return entry, self._found(entry, released, suppressed, held_back=held_back, answered=None, holds_removed=removed)
+        return entry, self._found(entry, released, suppressed, held_back=len(again), answered=None, holds_removed=removed)
+
+    @staticmethod
+    def _together(own: Members, number: int, again: Sequence[tuple[int, int]], history: Sequence[Members]) -> Members:
+        """Return the documents of the own leaves and of the old ones (release, leaf) that are given again, numbered in this order."""
+        return _together([own, *(_renumbered(history[i], [leaf], first=number + n) for n, (i, leaf) in enumerate(again))])
+
+    def _apart(self, own: Members, number: int, again: list[tuple[int, int]], history: Sequence[Members]) -> list[tuple[int, int]]:
+        """Return those old leaves that, given again beside the own ones, set no small group apart from any earlier export."""
+        while again:
+            together = self._together(own, number, again, history)
+            for index, entry in enumerate(self.ledger.entries):
+                if close := too_close(together, history[index], entry.minimum, leaves=number + len(again)):
+                    # the own leaves alone are far enough from each: what comes too close does so by what is given again
+                    given = {leaf - number for leaf in close if leaf >= number} or set(range(len(again)))
+                    again = [one for n, one in enumerate(again) if n not in given]
+                    break
+            else:
+                break
+        return again
 
     def _again(self, earlier: Entry) -> tuple[Entry, dict[str, Any]]:
         """Answer with an earlier export: its leaves under today's names and K. What is the same to the row is not made anew."""
@@ -216,6 +239,22 @@ class Outgoing:
             "answered_with": answered,
             "holds_removed": holds_removed,
         }
+
+
+class _History(Sequence[Members]):
+    """The members of earlier exports, read when they are asked for: all at once, memory would grow with their number."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self._entries = entries
+        self._held: tuple[int, Members] | None = None
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: Any) -> Any:
+        if self._held is None or self._held[0] != index:
+            self._held = index, self._entries[index].members()
+        return self._held[1]
 
 
 def own_leaves(source: Store) -> pa.Table:

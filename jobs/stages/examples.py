@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,12 +134,26 @@ def collect(
             wanted = "--store, whose documents it can train on, or --input" if "texts" in part.recipe.kinds else "--input"
             raise RequestError(f"The recipe {name} trains on {' or '.join(part.recipe.kinds)}. Give it {wanted}.")
         found.append(row)
+    judging = {_texts(row) for table, _ in held.values() for row in table.to_pylist()}
+    found = [[(table if kind == "texts" else _without(table, judging), kind) for table, kind in row] for row in found]
     for step, row in zip(steps, found, strict=True):
         for part, (table, _) in zip(step.parts, row, strict=True):
             if table.num_rows < 2:
                 raise InputError(f"The recipe {part.recipe.name} needs at least 2 rows to train on. Got {table.num_rows} instead.")
     digest = fingerprint([[digest_of(table) for table, _ in row] for row in found])
     return Data(found, list(reversed(held.values())), dropped, source, digest)
+
+
+def _texts(row: Mapping[str, Any]) -> frozenset[str]:
+    """Return the texts of a labelled row, whatever kind of data it was read as, and whichever came first."""
+    return frozenset(row[name] for name in ("anchor", "positive", "sentence1", "sentence2", "text") if name in row)
+
+
+def _without(table: pa.Table, judging: Set[frozenset[str]]) -> pa.Table:
+    """Return the rows whose texts judge nothing: read for another step as another kind, or the other way round, they were held out."""
+    if not judging:
+        return table
+    return table.filter(pa.array([_texts(row) not in judging for row in table.to_pylist()], pa.bool_()))
 
 
 def documents(store: Store, most: int | None, seed: int) -> tuple[pa.Table, int]:

@@ -21,7 +21,7 @@ from topicscale.judge.clustering import clustering
 from topicscale.judge.rank import Verdict, better, which
 from topicscale.judge.retrieval import retrieval
 from topicscale.judge.sts import sts
-from topicscale.judge.task import MEASURES, Ready, load, parse
+from topicscale.judge.task import MEASURES, Ready, Task, load, parse
 from topicscale.represent.view import Encode
 from topicscale.store import Store
 
@@ -59,21 +59,43 @@ def collect(config: Config, data: Data, *, store: Store | None) -> Judges:
     tasks = [parse(text) for text in tuned.judges]
     own = _corpus(store) if not tasks or any(not task.paths for task in tasks) else None
     if tasks:
+        _check_apart(tasks, data)
         ready = load(tasks, corpus=own, config=None if own is not None else config)
     else:
         ready = _all_held(data)
         if own is not None:
             ready += load([parse("topics")], corpus=own)
+    if not ready and data.held_rows:
+        raise RequestError(
+            f"{data.held_rows} rows were held out, which make no judge: it takes {FEWEST} of them (of nli {FEWEST} of entailment) whose "
+            f"scores, labels or positives differ. Raise finetune.held_out ({tuned.held_out:g}), or name other rows with --judge (for "
+            "example sts=pairs.tsv)."
+        )
     if not ready:
         raise RequestError(
             "There is nothing to judge the model by: no row was held out, and no store is named. Add --judge (for example "
-            "sts=pairs.tsv, topics=texts.csv:body), or --store."
+            "sts=pairs.tsv, topics=texts.csv:body) with rows that are not trained on, or --store."
         )
     measure = tuned.measure or ready[0].chief
     which({task.name: dict.fromkeys(MEASURES[task.kind], 0.0) for task in ready}, measure)
     files = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for task in tasks for path in task.paths]
     texts = "" if own is None else hashlib.sha256("\0".join(own.texts).encode("utf-8", "replace")).hexdigest()
     return Judges(ready, measure, fingerprint(list(tuned.judges), files, texts, data.digest, tuned.held_out, tuned.seed))
+
+
+def _check_apart(tasks: Sequence[Task], data: Data) -> None:
+    """Raise RequestError where a judge is made of what is trained on, labels included: any overfit would be published."""
+    if all(kind == "texts" for row in data.parts for _, kind in row):
+        return
+    trained = {str(Path(path).resolve()) for path in data.source["input"]}
+    for task in tasks:
+        judging = () if task.kind == "topics" else task.paths[-1:]  # a classification's first file is what its classifier learns from
+        for path in judging:
+            if str(Path(path).resolve()) in trained:
+                raise RequestError(
+                    f"--judge must not name what is trained on. Got {path!r}, which is an input, instead: leave --judge out, and a part of "
+                    "it is held out."
+                )
 
 
 def measure(judges: Judges, models: Mapping[str, str], tutors: Tutors) -> dict[str, dict[str, dict[str, float | None]]]:

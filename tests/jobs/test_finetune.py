@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from jobs.cli import main
-from jobs.finetune import describe, finetune
+from jobs.finetune import describe, finetune, request
 from jobs.forget import forget
 from jobs.progress import Ui
 from jobs.run import run
@@ -190,8 +190,10 @@ def test_steps_run_one_after_another_and_recipes_together(scored, source, tmp_pa
 @pytest.mark.parametrize("deepspeed", [None, pytest.param("deepspeed-zero2", marks=pytest.mark.slow)])
 def test_two_workers_lose_as_one_does(deepspeed, scored, tmp_path, ray_layout) -> None:
     curves = []
+    judging = tmp_path / "judging.csv"
+    judging.write_text(scored.read_text())
     for workers in (1, 2):
-        how = {"workers": workers, "deepspeed": deepspeed if workers > 1 else None, "judges": [f"sts={scored}:sentence1,sentence2,score"]}
+        how = {"workers": workers, "deepspeed": deepspeed if workers > 1 else None, "judges": [f"sts={judging}:sentence1,sentence2,score"]}
         steps = settings(["cosine"], max_steps=6, dropout=0.0, **how)
         store_less = tmp_path / f"model-{workers}"
         found = finetune(steps, str(store_less), input=[str(scored)], ui=QUIET)
@@ -312,7 +314,12 @@ def test_one_name_is_trained_by_one_job_at_a_time(store, scored) -> None:
         (["cosine"], {"base": "no-such-model-here"}, ModelError, "no-such-model-here"),
         (["cosine"], {"deepspeed": "zero9"}, ConfigError, "deepspeed-zero1"),
         (["tsdae"], {"deepspeed": "deepspeed-zero2"}, ConfigError, "left out"),
+        (["cached-mnr"], {"deepspeed": "deepspeed-zero2"}, ConfigError, "deepspeed-zero1"),
+        ([{"recipe": "cosine", "warmup": 100}], {}, ConfigError, "share of the steps"),
+        ([{"recipe": "cosine", "batch_size": 16.7}], {}, ConfigError, "whole number"),
         (["cosine"], {"judges": ["sts=missing.csv"]}, RequestError, "missing.csv"),
+        (["cosine"], {"judges": ["sts={scored}:sentence1,sentence2,score"]}, RequestError, "not name what is trained on"),
+        (["cosine"], {"held_out": 0.01}, RequestError, r"make no judge.*Raise finetune\.held_out \(0\.01\)"),
         (["cosine"], {"measure": "topics.npmi"}, RequestError, "measure"),
         (["cosine"], {"held_out": 0.0}, RequestError, "nothing to judge"),
         (["cosine"], {"workers": 3}, ConfigError, "multiple of the 3 workers"),
@@ -324,10 +331,37 @@ def test_one_name_is_trained_by_one_job_at_a_time(store, scored) -> None:
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_starts(steps, changes, error, message, scored, tmp_path) -> None:
+    if "judges" in changes:
+        changes = {"judges": [judge.format(scored=scored) for judge in changes["judges"]]}
     asked = config.load(values={"finetune": {"steps": steps, **changes}})
     with pytest.raises(error, match=message):
         finetune(asked, str(tmp_path / "model"), input=[str(scored)], ui=QUIET)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_judges_is_trained_on_by_no_step(tmp_path) -> None:
+    """The same rows, read for two steps as pairs and as scored sentences, the other way round too."""
+    source = tmp_path / "rows.csv"
+    with source.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["title", "body", "score"])
+        for i in range(600):
+            writer.writerow([f"title {i}", f"body {i}", i % 5])
+            writer.writerow([f"body {i}", f"title {i}", i % 5])
+    steps = [
+        {"recipe": "mnr", "input": str(source), "columns": {"anchor": "title", "positive": "body"}},
+        {"recipe": "cosine", "input": str(source), "columns": {"sentence1": "title", "sentence2": "body", "score": "score"}},
+    ]
+    data = request(config.load(values={"finetune": {"steps": steps}}), str(tmp_path / "model"), store=None).data
+
+    def texts(table) -> set[frozenset[str]]:
+        return {frozenset(value for key, value in row.items() if key not in ("score", "label")) for row in table.to_pylist()}
+
+    judging = set().union(*(texts(table) for table, _ in data.held))
+    assert len(judging) > 60
+    for ((table, _),) in data.parts:
+        assert table.num_rows > 500
+        assert not judging & texts(table)
 
 
 def test_a_name_must_be_a_name(store, scored) -> None:

@@ -187,7 +187,8 @@ def test_local_minimum_size() -> None:
     config = ClusterConfig()
     assert local_min_cluster_size(config, 10, documents=5000, partitions=1) == 10
     assert local_min_cluster_size(config, 10, documents=100_000, partitions=4) == 5
-    assert local_min_cluster_size(config, 10, documents=10_000, partitions=64) == 3
+    assert local_min_cluster_size(config, 10, documents=10_000, partitions=64) == 2
+    assert local_min_cluster_size(config, 10, documents=300_000, partitions=512) == 10
     assert local_min_cluster_size(ClusterConfig(min_cluster_size=7), 10, documents=10_000, partitions=64) == 7
 
 

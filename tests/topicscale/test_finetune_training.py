@@ -216,6 +216,11 @@ def test_no_text_twice_in_a_batch():
         assert len(found) == len(batches) == 6
         assert all(len({anchors[i] for i in batch}) == 8 for batch in found)
         assert found == list(batches)
+    few = Dataset.from_dict({"anchor": [f"a{i % 49}" for i in range(50)], "positive": [f"b{i}" for i in range(50)]})
+    small = Batches([few], [True], 64, seed=1, rank=0, workers=1)
+    for number in range(5):
+        small.set_epoch(number)
+        assert [len(batch) for batch in small] == [49]
     with pytest.raises(InputError, match="too many are alike"):
         list(Batches([Dataset.from_dict({"anchor": ["a"] * 9, "positive": list("bcdefghij")})], [True], 4, seed=1, rank=0, workers=1))
     with pytest.raises(InputError, match="1 examples for 2 workers"):
@@ -229,5 +234,8 @@ def test_refusals(tables):
         check(training(tables, "cosine", precision="float16"), workers=1, device="cpu")
     with pytest.raises(ConfigError, match="weights of its own"):
         check(training(tables, "softmax", deepspeed={"zero_optimization": {"stage": 2}}), workers=1, device="cpu")
+    cached = Training(base=MINILM, parts=(Part("cached-mnr", {}, "", 0),), deepspeed={"zero_optimization": {"stage": 2}})
+    with pytest.raises(ConfigError, match="deepspeed-zero1"):
+        check(cached, workers=1, device="cpu")
     with pytest.raises(ConfigError, match="Did you mean 'cosine'"):
         check(Training(base=MINILM, parts=(Part("cosin", {}, "", 0),)), workers=1, device="cpu")

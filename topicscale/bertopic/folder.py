@@ -26,7 +26,6 @@ import numpy.typing as npt
 
 from topicscale.cluster import Int64
 from topicscale.errors import InputError
-from topicscale.texts import one_line
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -110,7 +109,7 @@ def open_folder(path: str | Path) -> Folder:
         embeddings = np.vstack([np.zeros_like(embeddings[:1]), embeddings])
     if not ids or ids != list(range(ids[0], ids[0] + len(ids))) or ids[0] not in (-1, 0) or not set(sizes) <= set(ids):
         raise InputError(f"{_at(file)} must number its topics from -1 or 0 without gaps. Got {_short(ids)} instead.")
-    names = {topic: one_line(_text(value)) for topic, value in _by_topic(described, "topic_labels", file, needed=False).items()}
+    names = {topic: _text(value) for topic, value in _by_topic(described, "topic_labels", file, needed=False).items()}
     return Folder(
         path=folder,
         ids=tuple(ids),
@@ -187,12 +186,12 @@ def _by_topic(content: Mapping[str, Any], key: str, file: Path, *, needed: bool 
 
 def _words(value: Any, file: Path) -> Words:
     if isinstance(value, str):
-        return [(one_line(_text(value)), 1.0)]
+        return [(_text(value), 1.0)]
     try:
         pairs = [(word, 1.0) if isinstance(word, str) else (word[0], float(word[1])) for word in value]
     except (TypeError, ValueError, IndexError, KeyError):
         raise InputError(f"A topic's words in {_at(file)} must be pairs of a word and its weight. Got {_short(value)} instead.") from None
-    return [(one_line(_text(word)), weight if math.isfinite(weight) else 0.0) for word, weight in pairs]
+    return [(_text(word), weight if math.isfinite(weight) else 0.0) for word, weight in pairs]
 
 
 def _size(value: Any, file: Path) -> int:
@@ -206,7 +205,7 @@ def _custom(value: Any, ids: list[int], file: Path) -> dict[int, str]:
         return {}
     if not isinstance(value, list) or len(value) != len(ids):
         raise InputError(f"custom_labels in {_at(file)} must be a list of {len(ids)} labels. Got {_short(value)} instead.")
-    return {topic: "" if label is None else one_line(_text(label)) for topic, label in zip(ids, value, strict=True)}
+    return {topic: "" if label is None else _text(label) for topic, label in zip(ids, value, strict=True)}
 
 
 def _aspects(value: Any, file: Path) -> dict[str, dict[int, Words]]:
@@ -216,7 +215,7 @@ def _aspects(value: Any, file: Path) -> dict[str, dict[int, Words]]:
     for aspect, by_topic in value.items():
         if isinstance(by_topic, dict):  # else images, which are files of their own
             words = {topic: _words(words, file) for topic, words in _by_topic(value, aspect, file).items()}
-            found[one_line(_text(aspect))] = {topic: [pair for pair in pairs if pair[0]] for topic, pairs in words.items()}
+            found[_text(aspect)] = {topic: [pair for pair in pairs if pair[0]] for topic, pairs in words.items()}
     return found
 
 

@@ -17,13 +17,17 @@ from topicscale.errors import InputError
 
 _ROWS = 10_000
 """Rows of a record batch that are copied at once."""
+_TRIES = 10
+"""Orders that are tried before examples count as too much alike for a batch."""
+_LOOKED = 50
+"""A table of fewer batches than this is looked at for texts that occur twice."""
 
 
 def steps_per_pass(rows: Sequence[int], batch_size: int, accumulate: int = 1) -> int:
     """Return the steps of one pass over several tables of examples.
 
     Each part gives its whole batches; what does not fill one is left for another pass, whose order is another one. A part of fewer rows
-    than ``batch_size`` gives one batch of all of them.
+    than ``batch_size`` gives one batch of all of them, or of as many as go together without a text twice where the recipe wants that.
     """
     return math.ceil(sum(_batches(count, batch_size) for count in rows) / accumulate)
 
@@ -56,6 +60,8 @@ class Batches:
             raise InputError(f"There must be at least one example a worker. Got {small[0]} examples for {workers} workers instead.")
         self._rows, self._seed, self._rank, self._workers = rows, seed, rank, workers
         self._sizes = [min(batch_size, count // workers * workers) for count in rows]
+        several = zip(parts, unique, self._sizes, strict=True)
+        self._sizes = [self._fitting(part, size) if one else size for part, one, size in several]
         self._counts = [_batches(count, batch_size) for count in rows]
         self._unique = [
             self._without_duplicates(part, size) if one else None for part, one, size in zip(parts, unique, self._sizes, strict=True)
@@ -81,6 +87,7 @@ class Batches:
 
     def _of(self, part: int) -> Iterator[list[int]]:
         """Yield the batches of a part without end: those of this pass, then of reshuffled ones, where duplicates left too few."""
+        barren = 0
         for turn in range(10**9):
             sampler = self._unique[part]
             if sampler is None:
@@ -89,15 +96,34 @@ class Batches:
                 yield from (order[i : i + size].tolist() for i in range(0, len(order) - size + 1, size))
                 continue
             sampler.set_epoch(int(np.random.default_rng([self._seed, self._pass, part, turn]).integers(2**31)))
-            found = False
+            barren += 1
             for batch in sampler:
-                found = True
+                barren = 0
                 yield batch
-            if not found:
-                raise InputError(
-                    f"A batch of {self._sizes[part]} examples without a text twice cannot be made of {self._rows[part]} examples: too many "
-                    "are alike. Use a smaller finetune.batch_size."
-                )
+            if barren == _TRIES:
+                raise InputError(_alike(self._sizes[part], self._rows[part]))
+
+    def _fitting(self, part: Any, size: int) -> int:
+        """Return how many examples, at most ``size``, go into a batch without a text twice, whatever order they are drawn in."""
+        from sentence_transformers.base.data_collator import DEFAULT_LABEL_COLUMNS
+
+        if len(part) >= _LOOKED * size:
+            return size
+        rows = list(zip(*(part[name] for name in part.column_names if name not in DEFAULT_LABEL_COLUMNS), strict=True))
+        for turn in range(_TRIES):
+            held: set[Any] = set()
+            taken = 0
+            for i in np.random.default_rng([self._seed, turn]).permutation(len(rows)):
+                if taken == size:
+                    break
+                texts = set(map(str, rows[i]))
+                if not texts & held:
+                    held |= texts
+                    taken += 1
+            size = taken // self._workers * self._workers
+        if size < max(2, self._workers):
+            raise InputError(_alike(max(2, self._workers), len(rows)))
+        return size
 
     def _without_duplicates(self, part: Any, size: int) -> Any:
         import torch
@@ -107,6 +133,13 @@ class Batches:
         return NoDuplicatesBatchSampler(
             part, size, drop_last=True, valid_label_columns=list(DEFAULT_LABEL_COLUMNS), generator=torch.Generator(), seed=self._seed
         )
+
+
+def _alike(size: int, rows: int) -> str:
+    return (
+        f"A batch of {size} examples without a text twice cannot be made of {rows} examples: too many are alike. Use a smaller "
+        "finetune.batch_size."
+    )
 
 
 def dataset(table: str, version: int, folder: Path) -> Any:

@@ -85,6 +85,8 @@ class Recipe(ABC):
     """Whether several workers can train it together (DDP)."""
     own_weights: ClassVar[bool] = False
     """Whether the loss has weights of its own that are trained (a classifier, a decoder)."""
+    cached: ClassVar[bool] = False
+    """Whether a step goes back through the model several times (GradCache)."""
     fresh: ClassVar[bool] = False
     """Whether each pass over the data has other examples (noise, crops): ``examples`` is then called once a pass."""
     no_duplicates: ClassVar[bool] = False
@@ -110,6 +112,10 @@ class Recipe(ABC):
 
     def check_settings(self, base: Any, settings: FinetuneConfig, options: Mapping[str, Any]) -> None:  # noqa: B027
         """Raise ModelError or ConfigError where a setting of the whole training does not fit."""
+
+    def depends(self, options: Mapping[str, Any]) -> list[str]:
+        """Return what stands for the content of other data and models that the options name: where it differs, nothing is gone on with."""
+        return []
 
     @abstractmethod
     def examples(self, data: pa.Table, kind: Kind, options: Mapping[str, Any], *, base: str, seed: int, tools: Tools) -> pa.Table:

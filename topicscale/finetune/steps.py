@@ -132,10 +132,6 @@ def check(steps: Sequence[Step], config: Config, base: Any) -> None:
                     f"finetune.workers must be 1 for the recipe {name}, which several processes cannot train together (its loss holds a "
                     f"second model, which they would not keep alike). Got {tuned.workers} instead."
                 )
-            if tuned.deepspeed is not None and part.recipe.own_weights:
-                raise ConfigError(
-                    f"finetune.deepspeed must be left out for the recipe {name}: its loss has weights, which DeepSpeed leaves out."
-                )
 
 
 def _step(given: Any, config: FinetuneConfig, where: str) -> Step:
@@ -222,9 +218,14 @@ def _number(value: Any, key: str, where: str) -> Any:
         if value not in ("mean", "max", "cls"):
             raise ConfigError(f"{where}.pooling must be mean, max or cls. Got {value!r} instead.")
         return value
-    low = 0 if key == "warmup" else None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or (value < 0 if low == 0 else value <= 0):
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if key == "warmup":
+        if not number or not 0 <= value < 1:
+            raise ConfigError(f"{where}.warmup must be at least 0 and below 1, a share of the steps. Got {value!r} instead.")
+    elif not number or value <= 0:
         raise ConfigError(f"{where}.{key} must be a number above 0. Got {value!r} instead.")
+    elif key in ("batch_size", "max_steps") and not isinstance(value, int):
+        raise ConfigError(f"{where}.{key} must be a whole number. Got {value!r} instead.")
     return value
 
 

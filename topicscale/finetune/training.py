@@ -23,6 +23,7 @@ from typing import Any
 
 from topicscale.errors import ConfigError, MissingDependency, ResourceError
 from topicscale.finetune.batches import dataset, steps_per_pass
+from topicscale.finetune.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -95,13 +96,25 @@ def check(training: Training, *, workers: int, device: str) -> None:
         one = recipe(part.recipe)
         if workers > 1 and not one.parallel:
             raise ConfigError(f"The recipe {one.name} cannot be trained by several workers together. Set finetune.workers to 1.")
-        if training.deepspeed is not None and one.own_weights:
-            raise ConfigError(
-                f"The recipe {one.name} cannot be trained with finetune.deepspeed: its loss has weights of its own, and DeepSpeed sees the "
-                "model's alone."
-            )
+        check_deepspeed(one, training.deepspeed)
     if training.deepspeed is not None and find_spec("deepspeed") is None:
         raise MissingDependency("deepspeed", "deepspeed", "finetune.deepspeed")
+
+
+def check_deepspeed(recipe: Recipe, settings: Mapping[str, Any] | None) -> None:
+    """Raise ConfigError where a recipe cannot be trained with DeepSpeed's settings."""
+    if settings is None:
+        return
+    if recipe.own_weights:
+        raise ConfigError(
+            f"finetune.deepspeed must be left out for the recipe {recipe.name}: its loss has weights of its own, and DeepSpeed sees the "
+            "model's alone."
+        )
+    if recipe.cached and settings.get("zero_optimization", {}).get("stage", 0) == 2:
+        raise ConfigError(
+            f"finetune.deepspeed must be of ZeRO stage 0 or 1 for the recipe {recipe.name}, which goes back through the model several "
+            "times a step: ZeRO-2 reduces a gradient once. Use deepspeed-zero1."
+        )
 
 
 def train(
@@ -200,8 +213,12 @@ def _arguments(training: Training, folder: Path, steps: int, *, workers: int, de
     if training.deepspeed is not None:
         filled = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
         deepspeed = {**dict.fromkeys(filled, "auto"), **json.loads(json.dumps(training.deepspeed, default=dict))}
-        if training.precision != "float32":
-            deepspeed.setdefault("bf16" if training.precision == "bfloat16" else "fp16", {"enabled": "auto"})
+        if training.precision == "float16":
+            deepspeed.setdefault("fp16", {"enabled": "auto"})
+        elif training.precision == "bfloat16" and not isinstance(deepspeed.get("bf16", {}).get("enabled"), bool):
+            # its own bf16 would cast the weights and the loss too; so the products alone are, as without it
+            deepspeed = {key: value for key, value in deepspeed.items() if key != "bf16"}
+            deepspeed["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     args = SentenceTransformerTrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -211,7 +228,7 @@ def _arguments(training: Training, folder: Path, steps: int, *, workers: int, de
         warmup_steps=math.ceil(training.warmup * steps),
         weight_decay=training.weight_decay,
         lr_scheduler_type=training.scheduler,
-        bf16=training.precision == "bfloat16",
+        bf16=training.precision == "bfloat16" and "torch_autocast" not in (deepspeed or {}),
         fp16=training.precision == "float16",
         deepspeed=deepspeed,
         seed=training.seed,

@@ -51,6 +51,12 @@ class AugSbert(Recipe):
         "retriever": PACKAGED,
     }
 
+    def depends(self, options: Mapping[str, Any]) -> list[str]:
+        """Return the revisions of the models that it names."""
+        from topicscale.models import resolve
+
+        return [resolve(name).revision for name in (options["cross_encoder_base"], options["retriever"]) if name is not None]
+
     def check(self, base: Any, options: Mapping[str, Any]) -> None:
         """Raise ConfigError where an option is out of its range, ModelError where a model cannot be found."""
         from topicscale.finetune.crossencoder import settings, transformer

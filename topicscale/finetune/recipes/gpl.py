@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from topicscale.config import FinetuneConfig
+from topicscale.config import FinetuneConfig, fingerprint
 from topicscale.errors import ConfigError, InputError
 from topicscale.finetune.mining import top
 from topicscale.finetune.recipe import Defaults, Kind, Recipe, Tools
@@ -81,6 +81,16 @@ class Gpl(Recipe):
         "max_passages": math.ceil(TRAINED_QUERIES / 3),
         "scale": None,
     }
+
+    def depends(self, options: Mapping[str, Any]) -> list[str]:
+        """Return the revisions of the models that it names, and a digest of the pairs that a cross-encoder is trained on."""
+        from topicscale.llm.models import resolve as resolve_llm
+        from topicscale.models import resolve
+
+        names = [options["cross_encoder"], options["cross_encoder_base"], *(options["retrievers"] or ())]
+        found = [resolve_llm(options["generator"]).revision, *(resolve(name).revision for name in names if name is not None)]
+        data = options["cross_encoder_data"]
+        return found if data is None else [*found, fingerprint(_scored(data).to_pylist())]
 
     def check(self, base: Any, options: Mapping[str, Any]) -> None:
         """Raise ConfigError where an option is out of its range or missing, ModelError where a model cannot be found."""

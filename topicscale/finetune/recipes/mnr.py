@@ -68,6 +68,12 @@ class Mnr(Recipe):
     }
     no_duplicates = True
 
+    def depends(self, options: Mapping[str, Any]) -> list[str]:
+        """Return the revision of the retriever."""
+        from topicscale.models import resolve
+
+        return [resolve(options["retriever"]).revision] if options["retriever"] is not None else []
+
     def check(self, base: Any, options: Mapping[str, Any]) -> None:
         """Raise ConfigError where an option is out of its range."""
         if options["negatives"] not in NEGATIVES:
@@ -174,6 +180,7 @@ class CachedMnr(Mnr):
     name = "cached-mnr"
     defaults = Defaults(epochs=1, batch_size=1024, learning_rate=2e-5, warmup=0.1)
     options: ClassVar[Mapping[str, Any]] = {**Mnr.options, "mini_batch_size": 32}
+    cached = True
 
     def loss(self, model: Any, options: Mapping[str, Any], *, base: str, similarity: str, workers: int) -> Any:
         """Return the loss; several workers rank each anchor against the texts of all."""

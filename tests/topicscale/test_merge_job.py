@@ -1,0 +1,97 @@
+"""`topicscale merge` on tables made by hand: what it must not do without a word."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from jobs.export import export
+from jobs.merge import describe, merge
+from tests.topicscale.sites import documents, write
+from topicscale import federate
+from topicscale.config import TermsConfig, fingerprint
+from topicscale.errors import RequestError
+from topicscale.store import Store
+from topicscale.tables import TABLES
+
+
+def unlike(prefix: str, number: int, topic: int) -> list[tuple[str, int, str]]:
+    """Return documents that share no term."""
+    return [(f"{prefix}{i}", topic, f"{prefix}u{i} {prefix}v{i}") for i in range(number)]
+
+
+def with_terms(path: Path, start: int, **terms) -> Path:
+    store = write(path, documents({0: 30, 1: 20}, start=start))
+    last = store.snapshots()[-1]
+    configuration = dict(last.configuration)
+    configuration["terms"] = {**configuration["terms"], **terms}
+    store.publish(configuration=configuration, summary=last.summary, unit_fingerprint=fingerprint(start, terms))
+    return path
+
+
+def test_topics_without_terms_are_matched_with_nothing(tmp_path) -> None:
+    one = unlike("c", 12, 0) + unlike("d", 13, 1) + unlike("e", 12, 2) + documents({3: 30})
+    two = unlike("g", 12, 0) + unlike("h", 15, 1) + documents({3: 33}, start=50)
+    for name, content in {"one": one, "two": two}.items():
+        write(tmp_path / name, content, space=name)
+        export(tmp_path / name, tmp_path / f"{name}-out", site=name)
+    found = merge([tmp_path / "one-out", tmp_path / "two-out"], tmp_path / "m", match="terms")
+    assert (found["topics"], found["without_terms"]) == (6, 5)
+    assert "5 topics came without any term" in describe(found)
+    again = merge([tmp_path / "two-out", tmp_path / "one-out"], tmp_path / "n", match="terms")
+    topics = [Store(tmp_path / name).read("topics", ["topic_id", "topic_key", "size"]).to_pylist() for name in "mn"]
+    assert topics[0] == topics[1]
+    assert again["topics"] == 6
+    write(tmp_path / "bare", unlike("k", 12, 0), space="one")
+    export(tmp_path / "bare", tmp_path / "bare-out", site="bare")
+    with pytest.raises(RequestError, match="when they have some"):
+        merge([tmp_path / "bare-out"], tmp_path / "o", match="terms")
+
+
+def test_a_merge_is_another_one_when_terms_were_counted_anew(tmp_path) -> None:
+    """Sizes, vectors and pilots stay what they were when a site counts its terms with other settings."""
+
+    def union(name: str, config: TermsConfig) -> federate.Union:
+        store = write(tmp_path / name, documents({0: 30, 1: 20}), config=config)
+        return replace(federate.unite([store.read("site_topics")], [store.read("pilots")]), pilots=TABLES["pilots"].schema.empty_table())
+
+    once, twice = union("a", TermsConfig()), union("b", TermsConfig())
+    other = union("c", TermsConfig(stop_words=("common", "half")))
+    assert once.keys == twice.keys == other.keys
+    assert federate.fingerprint(once) == federate.fingerprint(twice) != federate.fingerprint(other)
+    counted = replace(once, rows=once.rows.set_column(*column_of(other, once, "term_counts")))
+    assert federate.fingerprint(counted) != federate.fingerprint(once)
+
+
+def column_of(source: federate.Union, target: federate.Union, name: str) -> tuple[int, str, pa.ChunkedArray]:
+    return target.rows.schema.get_field_index(name), name, source.rows[name]
+
+
+def test_a_merge_of_merges_weighs_and_shows_words_as_one_merge_does(tmp_path) -> None:
+    a = with_terms(tmp_path / "a", 0, top_n_words=20, reduce_frequent_words=True)
+    b, c = (with_terms(tmp_path / name, start, top_n_words=5) for name, start in (("b", 100), ("c", 200)))
+    merge([a, b, c], tmp_path / "whole", similarity=0.7)
+    merge([a, b], tmp_path / "part", similarity=0.7)
+    merge([tmp_path / "part", c], tmp_path / "again", similarity=0.7)
+    for table in ("topics", "topic_terms"):
+        one, other = (Store(tmp_path / name).read(table).sort_by("topic_id").to_pylist() for name in ("whole", "again"))
+        key = lambda row: (row["topic_id"], row.get("term", ""))  # noqa: E731
+        assert sorted(one, key=key) == sorted(other, key=key)
+    assert Store(tmp_path / "whole").pin().configuration["terms"]["reduce_frequent_words"] is False
+
+
+def test_copies_of_a_store_do_not_stand_for_each_other_without_a_word(tmp_path) -> None:
+    write(tmp_path / "berlin", documents({0: 30, 1: 20}))
+    shutil.copytree(tmp_path / "berlin", tmp_path / "paris")
+    merge([tmp_path / "berlin", tmp_path / "paris"], tmp_path / "same", similarity=0.7)
+    write(tmp_path / "paris", documents({2: 40, 3: 25}))
+    found = merge([tmp_path / "berlin", tmp_path / "paris"], tmp_path / "m", similarity=0.7)
+    assert found["superseded"] == [str(tmp_path / "berlin")]
+    assert "counts for nothing" in describe(found)
+    write(tmp_path / "berlin", documents({4: 40}))
+    with pytest.raises(RequestError, match="copies of one store"):
+        merge([tmp_path / "berlin", tmp_path / "paris"], tmp_path / "n", similarity=0.7)
