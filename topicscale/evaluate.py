@@ -6,7 +6,7 @@ hard documents out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -143,6 +143,53 @@ def tokeniser(*, lowercase: bool = True) -> Callable[[str], list[str]]:
 
     find = regex.compile(r"[\p{L}\p{M}\p{N}_]{2,}").findall
     return (lambda text: find(text.lower())) if lowercase else find
+
+
+def with_words(tokens: Callable[[str], list[str]], words: Iterable[str], *, stop_words: Collection[str] = ()) -> Callable[[str], list[str]]:
+    """Return a tokeniser that also gives, where they occur, those of some words that ``tokens`` cannot give as one token.
+
+    These are phrases (n-grams, which are of words without the stop words between them) and words of scripts without spaces. Each
+    comes after the token in which it begins.
+
+    Parameters
+    ----------
+    tokens : callable
+        See :func:`tokeniser`.
+    words : iterable of str
+        Topics' words, as they were counted.
+    stop_words : collection of str
+        Words that were left out before phrases were made.
+    """
+    import regex
+
+    unspaced = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
+    distinct = set(words)
+    inside = {word: word.replace(" ", "") for word in distinct if unspaced.search(word)}
+    phrases: dict[str, list[tuple[str, ...]]] = {}
+    for word in sorted(distinct - set(inside)):
+        if " " in word:
+            parts = tuple(word.split(" "))
+            phrases.setdefault(parts[0], []).append(parts)
+    if not inside and not phrases:
+        return tokens
+    stop = frozenset(stop_words)
+
+    def found(text: str) -> list[str]:
+        result: list[str] = []
+        plain = tokens(text)
+        kept = [(token, i) for i, token in enumerate(plain) if token not in stop]
+        after: dict[int, list[str]] = {}
+        for at, (token, i) in enumerate(kept):
+            for parts in phrases.get(token, ()):
+                if tuple(word for word, _ in kept[at : at + len(parts)]) == parts:
+                    after.setdefault(i, []).append(" ".join(parts))
+        for i, token in enumerate(plain):
+            result += [token, *after.get(i, ())]
+            if inside and unspaced.search(token):
+                result += [word for word, letters in inside.items() if letters in token and word != token]
+        return result
+
+    return found
 
 
 def _mean(values: npt.NDArray[np.float64]) -> float:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from topicscale.coherence import c_v, count, count_many, count_matrix, npmi
-from topicscale.evaluate import clustering, diversity, sizes, tokeniser, topic_quality
+from topicscale.evaluate import clustering, diversity, sizes, tokeniser, topic_quality, with_words
 
 AG_NEWS = Path(__file__).resolve().parents[3] / "shared" / "data" / "agnews_test.csv"
 
@@ -214,3 +214,18 @@ def test_sizes():
 )
 def test_words_come_out_as_words(text, words):
     assert tokeniser()(text) == words
+
+
+def test_phrases_and_words_without_spaces_are_found_in_documents():
+    """Keywords may be n-grams, or words that a dictionary found: as single tokens no document would hold them."""
+    words = ["credit card", "card fees", "fees", "机器", "学习", "机器 学习"]
+    tokens = with_words(tokeniser(), words, stop_words={"the", "of"})
+    assert tokens("The credit card of fees") == ["the", "credit", "credit card", "card", "card fees", "of", "fees"]
+    assert set(tokens("我们用机器学习")) == {"我们用机器学习", "机器", "学习", "机器 学习"}
+    assert tokens("credit for a card") == ["credit", "for", "card"]
+    documents = ["my credit card and debit card"] * 3 + ["nothing here"] * 3
+    found = topic_quality([["credit card", "debit card"]], map(with_words(tokeniser(), ["credit card", "debit card"]), documents))
+    assert found["unseen_words"] == 0
+    assert found["npmi"] == pytest.approx(1.0)
+    plain = tokeniser()
+    assert with_words(plain, ["fees"]) is plain
