@@ -169,15 +169,12 @@ def colours(places: Mapping[int, tuple[float, float]], ids: Sequence[int], *, nu
 
     In the order of ``ids`` each takes the colour whose nearest bearer is farthest away; without a place, colours cycle.
     """
-    bearers: list[list[tuple[float, float]]] = [[] for _ in range(number)]
-    result: dict[int, int] = {}
-    for order, topic in enumerate(ids):
-        place = places.get(topic)
-        if place is None:
-            result[topic] = order % number
-            continue
-        distance = [min(((place[0] - a) ** 2 + (place[1] - b) ** 2 for a, b in bearer), default=np.inf) for bearer in bearers]
-        chosen = int(np.argmax(distance))
-        bearers[chosen].append(place)
-        result[topic] = chosen
+    result = {topic: order % number for order, topic in enumerate(ids)}
+    placed = [topic for topic in ids if topic in places]
+    at = np.array([places[topic] for topic in placed], np.float64).reshape(-1, 2)
+    nearest = np.full((len(placed), number), np.inf)  # of each topic to come: the distance to each colour's nearest bearer, squared
+    for i, topic in enumerate(placed):
+        chosen = result[topic] = int(nearest[i].argmax())
+        rest = nearest[i + 1 :, chosen]
+        np.minimum(rest, ((at[i + 1 :] - at[i]) ** 2).sum(axis=1), out=rest)
     return result
