@@ -98,7 +98,11 @@ def configuration(options: argparse.Namespace) -> Config:
 
 def _tell(options: argparse.Namespace, found: Any, describe: Callable[[Any], str]) -> None:
     """Print a result, as JSON or described for people; other people's text in it commands no terminal."""
-    print(json.dumps(found, indent=2, ensure_ascii=False, default=str) if options.json else printable(describe(found)))
+    if options.json:
+        # a file's name may hold bytes that are no UTF-8: JSON's own escapes stand for them
+        print(json.dumps(found, indent=2, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace").decode())
+    else:
+        print(printable(describe(found)))
 
 
 def _run(options: argparse.Namespace) -> int:
