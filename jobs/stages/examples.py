@@ -135,7 +135,10 @@ def collect(
             raise RequestError(f"The recipe {name} trains on {' or '.join(part.recipe.kinds)}. Give it {wanted}.")
         found.append(row)
     judging = {_texts(row) for table, _ in held.values() for row in table.to_pylist()}
-    found = [[(table if kind == "texts" else _without(table, judging), kind) for table, kind in row] for row in found]
+    apart = [[(table if kind == "texts" else _without(table, judging), kind) for table, kind in row] for row in found]
+    if lost := sum(one.num_rows - two.num_rows for a, b in zip(found, apart, strict=True) for (one, _), (two, _) in zip(a, b, strict=True)):
+        dropped["texts_that_judge"] = lost
+    found = apart
     for step, row in zip(steps, found, strict=True):
         for part, (table, _) in zip(step.parts, row, strict=True):
             if table.num_rows < 2:

@@ -149,7 +149,7 @@ def check(victim: str, point: str, source: Path, undisturbed: dict[str, list[str
     if code != 0:
         again = subprocess.run(command(source, store), stdin=subprocess.DEVNULL, capture_output=True, timeout=LIMIT)
         assert again.returncode == 0, again.stderr.decode()[-3000:]
-        runs = [row for row in Store(store).read("runs").to_pylist() if row["stage"] == "embed"]
+        runs = [row for row in Store(store).read("runs").to_pylist() if (row["stage"], row["status"]) == ("embed", "done")]
         assert len(runs) == 4, "a finished unit was done again, or one is missing"
     assert contents(str(store)) == undisturbed
 

@@ -327,7 +327,7 @@ def test_one_name_is_trained_by_one_job_at_a_time(store, scored) -> None:
         ([{"recipe": "cosine", "batch_size": 16.7}], {}, ConfigError, "whole number"),
         (["cosine"], {"judges": ["sts=missing.csv"]}, RequestError, "missing.csv"),
         (["cosine"], {"judges": ["sts={scored}:sentence1,sentence2,score"]}, RequestError, "not name what is trained on"),
-        (["cosine"], {"held_out": 0.01}, RequestError, r"make no judge.*Raise finetune\.held_out \(0\.01\)"),
+        (["cosine"], {"held_out": 0.03}, RequestError, r"make no judge.*Raise finetune\.held_out \(0\.03\)"),
         (["cosine"], {"measure": "topics.npmi"}, RequestError, "measure"),
         (["cosine"], {"held_out": 0.0}, RequestError, "nothing to judge"),
         (["cosine"], {"workers": 3}, ConfigError, "multiple of the 3 workers"),
@@ -354,8 +354,8 @@ def test_what_judges_is_trained_on_by_no_step(tmp_path) -> None:
         writer = csv.writer(file)
         writer.writerow(["title", "body", "score"])
         for i in range(600):
-            writer.writerow([f"title {i}", f"body {i}", i % 5])
-            writer.writerow([f"body {i}", f"title {i}", i % 5])
+            writer.writerow([f"title {i}", f"body {i}", i % 5 / 4])
+            writer.writerow([f"body {i}", f"title {i}", i % 5 / 4])
     steps = [
         {"recipe": "mnr", "input": str(source), "columns": {"anchor": "title", "positive": "body"}},
         {"recipe": "cosine", "input": str(source), "columns": {"sentence1": "title", "sentence2": "body", "score": "score"}},
@@ -385,8 +385,9 @@ def test_a_dry_run_says_what_would_be_done(scored, tmp_path, capsys) -> None:
     asked = ["finetune", "--recipe", "cosine", "--input", str(scored.parent / "worse.csv"), "--output", str(tmp_path / "m"), "--dry-run"]
     assert main([*asked, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["steps"][0]["rows"] == [400 - found["held_out"]]
-    assert sum(found["dropped"].values()) == 2
+    # what says the same as a held-out row, the other way round, is told too
+    assert found["steps"][0]["rows"] == [400 - found["held_out"] - found["dropped"]["texts_that_judge"]]
+    assert found["dropped"]["empty_text"] == 2
     assert found["measure"] == "sts:held-out.spearman"
     assert main(asked) == 0
     assert "Nothing was started" in capsys.readouterr().out

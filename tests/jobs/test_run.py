@@ -29,7 +29,7 @@ def logged(store: str, run_id: str) -> dict[str, int]:
     """Return how many units of each stage a run did."""
     found: dict[str, int] = {}
     for row in Store(store).read("runs").to_pylist():
-        if row["run_id"] == run_id:
+        if row["run_id"] == run_id and row["status"] == "done":
             found[row["stage"]] = found.get(row["stage"], 0) + 1
     return found
 
@@ -144,7 +144,7 @@ def test_only_what_depends_on_a_change_is_redone_and_going_back_restores(source,
 def test_other_partitions_reuse_the_vectors(source, finished, tmp_path) -> None:
     store = shutil.copytree(finished[0], str(tmp_path / "store"))
     again = run(settings(source, "partition.number=3"), store, ui=QUIET)
-    units = [r for r in Store(store).read("runs").to_pylist() if (r["run_id"], r["stage"]) == (again.run_id, "embed")]
+    units = [r for r in Store(store).read("runs").to_pylist() if (r["run_id"], r["stage"], r["status"]) == (again.run_id, "embed", "done")]
     details = [json.loads(r["detail"]) for r in units]
     assert len(details) == 3
     assert sum(d.get("embedded", 0) for d in details) == 0
@@ -159,7 +159,7 @@ def test_new_rows_redo_their_partition_and_embed_only_themselves(finished, tmp_p
     content = corpus.rows()
     more = [*content, ("new", "The comet came near the planet and the telescope saw it.", "space")]
     again = run(settings(corpus.write_csv(tmp_path / "corpus.csv", more)), store, ui=QUIET)
-    units = [r for r in Store(store).read("runs").to_pylist() if r["run_id"] == again.run_id and r["stage"] == "embed"]
+    units = [r for r in Store(store).read("runs").to_pylist() if (r["run_id"], r["stage"], r["status"]) == (again.run_id, "embed", "done")]
     assert len(units) == 1
     assert json.loads(units[0]["detail"])["embedded"] == 1
     assert again.documents == len(content) + 1
