@@ -46,7 +46,7 @@ CODE = dict.fromkeys(
         "forget",
     ),
     1,
-) | {"map": 2}
+) | {"calibrate": 2, "map": 2}
 """Raised when a stage's code makes other rows of the same input, so that old results are not taken for new ones."""
 FLUSH_UNITS, FLUSH_SECONDS, FLUSH_SHARE = 64, 3.0, 0.05
 """Finished units are committed together once there are so many, or the oldest waited so long. Where commits are slow (many partitions, a

@@ -33,6 +33,10 @@ over a factor of 1.5 about its peak; the mean over five is smoother, where the p
 """
 TOLERANCE = 0.01
 """Agreements within this fraction of the best count as equal."""
+STEEP = 2.0
+"""A join so many times as high as the one before it is a gap: below it topics come together, above it strangers do."""
+NEAR = 1.5
+"""A gap is looked for at up to so many times the number of topics that agrees best, or as few."""
 MIN_PARTS = 4
 """Parts of the sample, at least."""
 GROWTH = 1 / 3
@@ -128,11 +132,18 @@ def pilot(
         labels = cut(number)
         return statistics.fmean(float(adjusted_mutual_info_score(whole, labels)) for whole in wholes)
 
-    number, best = _best(agreement, around=topics, most=len(leaves))
+    def steepness(number: int) -> float:
+        """Return how many times as high as the last join, for that many topics, the next one is."""
+        joins = len(leaves) - number
+        return float(hierarchy.heights[joins] / max(hierarchy.heights[joins - 1], 1e-12)) if 0 < joins < len(leaves) - 1 else 0.0
+
+    number, best = _best(agreement, around=topics, most=len(leaves), steepness=steepness)
     return Pilot(_between(hierarchy.heights, len(leaves) - number), best, n, topics, noise)
 
 
-def _best(agreement: Callable[[int], float], *, around: int, most: int) -> tuple[int, float]:
+def _best(
+    agreement: Callable[[int], float], *, around: int, most: int, steepness: Callable[[int], float] = lambda _: 0.0
+) -> tuple[int, float]:
     """Return the number of merged topics, at most so many, that agrees best with the whole fits, and how well.
 
     Parameters
@@ -141,6 +152,9 @@ def _best(agreement: Callable[[int], float], *, around: int, most: int) -> tuple
         Of a number of merged topics.
     around : int
         Topics of a whole fit.
+    steepness : callable
+        Of a number of merged topics: how many times as high as the last join the next one is. Where topics are well apart there is
+        one number with a gap above it, and a whole fit that finds a topic of strays beside them says one more.
     """
     scores: dict[int, float] = {}
 
@@ -151,6 +165,12 @@ def _best(agreement: Callable[[int], float], *, around: int, most: int) -> tuple
 
     look(max(around, 2), np.arange(-2.5, 2.51, 0.5))
     look(min(scores, key=lambda number: (-scores[number], number)), np.arange(-0.375, 0.376, 0.125))
+    peak = min(scores, key=lambda number: (-scores[number], number))
+    steepest = max(range(max(2, math.ceil(peak / NEAR)), max(2, min(most, int(peak * NEAR))) + 1), key=steepness)
+    if steepness(steepest) >= STEEP:
+        look(steepest, np.zeros(1))
+        if scores[steepest] >= (1.0 - TOLERANCE) * max(scores.values()):
+            return steepest, scores[steepest]
     # the peak is flat and its tip is chance: of what agrees about as well, what has about as many topics as the whole fits
     alike = [number for number, score in scores.items() if score >= (1.0 - TOLERANCE) * max(scores.values())]
     best = min(alike, key=lambda number: (abs(math.log(number / max(around, 2))), number))

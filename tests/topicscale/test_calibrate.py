@@ -36,7 +36,8 @@ def test_merging_at_the_pilots_height_finds_the_planted_topics(partitions: int) 
     leaves, leaf = Leaves.of(np.concatenate(sizes), np.concatenate(sums))
     assert len(leaves) > 15
     merged = merge(leaves, height=found.height)
-    assert 15 <= merged.number <= 17
+    # at the gap above the planted topics, though most whole fits find one more
+    assert merged.number == 15
     before = np.cumsum([0, *map(len, sizes)])[:-1]
     row = np.concatenate([np.where(mine < 0, -1, mine + first) for mine, first in zip(labels, before, strict=True)])
     placed = row >= 0
