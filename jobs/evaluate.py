@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from topicscale import evaluate as measures
 from topicscale.config import Config
 from topicscale.errors import RequestError
 from topicscale.store import Store
 from topicscale.tables import OUTLIER
+from topicscale.terms import stop_words
 
 OWN = {"doc_id", "partition_id", "text", "text_hash", "embedding"}
 
@@ -36,9 +36,8 @@ def evaluate(store: str, *, labels: str | None = None) -> dict[str, Any]:
     topics = source.read("topics", ["topic_id", "size", "keywords"]).sort_by("topic_id").to_pylist()
     words = [row["keywords"] for row in topics if row["topic_id"] != OUTLIER]
     terms = Config.from_dict(snapshot.configuration).terms
-    stop = ENGLISH_STOP_WORDS if terms.stop_words == "english" else terms.stop_words or ()
     tokens = measures.tokeniser(lowercase=terms.lowercase)
-    tokens = measures.with_words(tokens, (word for topic in words for word in topic), stop_words=stop)
+    tokens = measures.with_words(tokens, (word for topic in words for word in topic), stop_words=stop_words(terms.stop_words))
 
     def documents() -> Iterator[list[str]]:
         for batch in source.read_batches("documents", ["text"]):

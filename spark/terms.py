@@ -12,8 +12,9 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from spark.tables import load, replace_table
-from spark.words import has_dictionaries, ngrams, stop_words, without, words
+from spark.words import has_dictionaries, ngrams, without, words
 from topicscale.config import TermsConfig
+from topicscale.terms import stop_words
 
 COUNTED = ("topic_id", "term", "count", "documents", "core_count")
 """The columns of ``topic_terms`` that add up."""

@@ -75,14 +75,3 @@ def _grams(tokens: Column, n: int) -> Column:
 def without(tokens: Column, stop_words: Sequence[str]) -> Column:
     """Return the words that are no stop words."""
     return F.filter(tokens, lambda word: ~word.isin(list(stop_words))) if stop_words else tokens
-
-
-def stop_words(given: str | Sequence[str] | None) -> list[str]:
-    """Return the stop words that ``terms.stop_words`` means."""
-    if given is None:
-        return []
-    if given == "english":
-        from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
-
-        return sorted(ENGLISH_STOP_WORDS)
-    return [given] if isinstance(given, str) else sorted(set(given))

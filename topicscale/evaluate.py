@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from topicscale.coherence import C_V_WINDOW, c_v, count_many, npmi
 from topicscale.tables import OUTLIER
+from topicscale.texts import UNSPACED
 
 
 def clustering(labels_true: Sequence[Any] | npt.NDArray[Any], labels_pred: Sequence[int] | npt.NDArray[Any]) -> dict[str, float]:
@@ -162,7 +163,7 @@ def with_words(tokens: Callable[[str], list[str]], words: Iterable[str], *, stop
     """
     import regex
 
-    unspaced = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
+    unspaced = regex.compile(f"[{UNSPACED}]")
     distinct = set(words)
     inside = {word: word.replace(" ", "") for word in distinct if unspaced.search(word)}
     phrases: dict[str, list[tuple[str, ...]]] = {}

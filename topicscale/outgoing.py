@@ -79,13 +79,13 @@ class Outgoing:
             key = entry.keys[leaf]
             if key in keys or not self._comparable(old) or self._size(old, key) < self.minimum:
                 continue
-            together = self._together(own, len(fresh), [*again, (index, leaf)], history)
+            together = self._given_again(own, len(fresh), [*again, (index, leaf)], history)
             if alone(together, leaves=len(keys) + 1).min() < self.minimum:
                 continue  # it says again what is said already
             again.append((index, leaf))
             keys.append(key)
         again = self._apart(own, len(fresh), again, history)
-        inside = self._together(own, len(fresh), again, history)
+        inside = self._given_again(own, len(fresh), again, history)
         keys = keys[: len(fresh)] + [self.ledger.entries[index].keys[leaf] for index, leaf in again]
         for (index, _), key in zip(again, keys[len(fresh) :], strict=True):
             old = _leaves_of(self.ledger.entries[index])
@@ -102,14 +102,14 @@ class Outgoing:
         return entry, self._found(entry, released, suppressed, held_back=len(again), answered=None, holds_removed=removed)
 
     @staticmethod
-    def _together(own: Members, number: int, again: Sequence[tuple[int, int]], history: Sequence[Members]) -> Members:
+    def _given_again(own: Members, number: int, again: Sequence[tuple[int, int]], history: Sequence[Members]) -> Members:
         """Return the documents of the own leaves and of the old ones (release, leaf) that are given again, numbered in this order."""
         return _together([own, *(_renumbered(history[i], [leaf], first=number + n) for n, (i, leaf) in enumerate(again))])
 
     def _apart(self, own: Members, number: int, again: list[tuple[int, int]], history: Sequence[Members]) -> list[tuple[int, int]]:
         """Return those old leaves that, given again beside the own ones, set no small group apart from any earlier export."""
         while again:
-            together = self._together(own, number, again, history)
+            together = self._given_again(own, number, again, history)
             for index, entry in enumerate(self.ledger.entries):
                 if close := too_close(together, history[index], entry.minimum, leaves=number + len(again)):
                     # the own leaves alone are far enough from each: what comes too close does so by what is given again

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -54,3 +54,14 @@ def words(text: str) -> list[str]:
 def name(topic_id: int, keywords: list[str]) -> str:
     """Return a topic's name as BERTopic's users know it: the id and its four best terms."""
     return "_".join([str(topic_id), *keywords[:4]])
+
+
+def stop_words(given: str | Sequence[str] | None) -> list[str]:
+    """Return the stop words that ``terms.stop_words`` means."""
+    if given is None:
+        return []
+    if given == "english":
+        from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+        return sorted(ENGLISH_STOP_WORDS)
+    return [given] if isinstance(given, str) else sorted(set(given))

@@ -6,6 +6,8 @@ import unicodedata
 
 LONGEST = 200
 """Characters of a name."""
+UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+"""Letters of scripts that put no space between words, as the package regex writes them within a set."""
 _COMMANDS = ("Cc", "Cs", "Zl", "Zp")
 _OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 

@@ -13,6 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import CountVectorizer
 
+from topicscale import texts
 from topicscale.config import LlmConfig
 from topicscale.errors import ConfigError, ModelError
 from topicscale.llm.backend import Ask
@@ -103,7 +104,7 @@ def peer():
 
 
 TRUNCATE = peer().truncate_document
-UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
+UNSPACED = regex.compile(f"[{texts.UNSPACED}]")
 
 
 class Peer:

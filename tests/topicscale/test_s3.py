@@ -227,9 +227,14 @@ def test_the_lock_of_a_machine_that_is_gone_is_free_after_a_while(uri, endpoint,
         pass
 
 
-def test_a_lock_that_was_taken_over_is_noticed(uri, monkeypatch) -> None:
+@pytest.fixture
+def asleep(monkeypatch) -> None:
+    """Holders of locks hang: none gives another sign of life, and a second later its lock may be taken over."""
     monkeypatch.setattr(lease, "LEASE", 1.0)
-    monkeypatch.setattr(lease, "BEAT", 1000.0)  # a process that hangs
+    monkeypatch.setattr(lease, "BEAT", 1000.0)
+
+
+def test_a_lock_that_was_taken_over_is_noticed(uri, asleep) -> None:
     one, other = Store(uri, create=True), Store(uri)
     with one.lock("hanging"):
         time.sleep(2.5)
@@ -237,10 +242,8 @@ def test_a_lock_that_was_taken_over_is_noticed(uri, monkeypatch) -> None:
             put(one, "p", 1, "a")
 
 
-def test_who_slept_does_not_go_on_after_another_was_there(uri, monkeypatch) -> None:
+def test_who_slept_does_not_go_on_after_another_was_there(uri, asleep) -> None:
     """Another has come and gone: what was read before it is not what is there now."""
-    monkeypatch.setattr(lease, "LEASE", 1.0)
-    monkeypatch.setattr(lease, "BEAT", 1000.0)
     one, other = Store(uri, create=True), Store(uri)
     with one.lock("sleeping"):
         time.sleep(2.5)
@@ -250,9 +253,7 @@ def test_who_slept_does_not_go_on_after_another_was_there(uri, monkeypatch) -> N
             put(one, "p", 1, "a")
 
 
-def test_who_slept_alone_goes_on(uri, monkeypatch) -> None:
-    monkeypatch.setattr(lease, "LEASE", 1.0)
-    monkeypatch.setattr(lease, "BEAT", 1000.0)
+def test_who_slept_alone_goes_on(uri, asleep) -> None:
     one = Store(uri, create=True)
     with one.lock("sleeping"):
         time.sleep(2.5)

@@ -59,9 +59,8 @@ class Batches:
         if small := [count for count in rows if count < workers]:
             raise InputError(f"There must be at least one example a worker. Got {small[0]} examples for {workers} workers instead.")
         self._rows, self._seed, self._rank, self._workers = rows, seed, rank, workers
-        self._sizes = [min(batch_size, count // workers * workers) for count in rows]
-        several = zip(parts, unique, self._sizes, strict=True)
-        self._sizes = [self._fitting(part, size) if one else size for part, one, size in several]
+        most = [min(batch_size, count // workers * workers) for count in rows]
+        self._sizes = [self._fitting(part, size) if one else size for part, one, size in zip(parts, unique, most, strict=True)]
         self._counts = [_batches(count, batch_size) for count in rows]
         self._unique = [
             self._without_duplicates(part, size) if one else None for part, one, size in zip(parts, unique, self._sizes, strict=True)

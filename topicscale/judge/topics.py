@@ -21,7 +21,7 @@ from topicscale.config import Config, TermsConfig
 from topicscale.ctfidf import c_tf_idf
 from topicscale.represent.view import Encode, Float32
 from topicscale.tables import OUTLIER
-from topicscale.terms import top_terms
+from topicscale.terms import stop_words, top_terms
 
 SAMPLE = calibrate.SAMPLE
 """Documents of a fit, at most."""
@@ -112,17 +112,16 @@ def keywords(
 ) -> tuple[list[list[str]], float]:
     """Return the words of each topic by c-TF-IDF in its core, outliers left out, and their mean NPMI over the texts (-1 without topics)."""
     from scipy.sparse import csr_matrix
-    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
+    from sklearn.feature_extraction.text import CountVectorizer
 
     found, index = np.unique(assigned, return_inverse=True)
     if not (found != OUTLIER).any():
         return [], -1.0
-    stop = ENGLISH_STOP_WORDS if config.stop_words == "english" else config.stop_words
     vectorizer = CountVectorizer(
         tokenizer=evaluate.tokeniser(lowercase=config.lowercase),
         token_pattern=None,
         lowercase=False,
-        stop_words=None if stop is None else sorted([stop] if isinstance(stop, str) else stop),
+        stop_words=stop_words(config.stop_words) or None,
         ngram_range=config.ngram_range,
         min_df=config.min_df,
     )

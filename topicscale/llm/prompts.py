@@ -24,6 +24,7 @@ from topicscale.config import LlmConfig
 from topicscale.errors import ConfigError, ModelError
 from topicscale.llm.backend import Ask
 from topicscale.terms import words
+from topicscale.texts import UNSPACED
 
 Message = tuple[str, str]
 """(role, text); the role is system, user or assistant."""
@@ -100,8 +101,7 @@ MARKERS = regex.compile(
 """What chat models read as the mark of a turn, or as a special token."""
 _OPENS = regex.compile(r"<(?=\S)|\[(?=/?[A-Z][A-Z0-9_]*\])")
 _HEADINGS = regex.compile(r"#{2,}")
-_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
-_WORD = regex.compile(rf"[{_UNSPACED}]|[^{_UNSPACED}]{{1,60}}")
+_WORD = regex.compile(rf"[{UNSPACED}]|[^{UNSPACED}]{{1,60}}")
 
 
 @dataclass(frozen=True)
