@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from jobs.arguments import parser
 from topicscale import storage
-from topicscale.config import Config, load
+from topicscale.config import MASTERS, Config, load
 from topicscale.errors import JobFailed, RequestError, StoreError, TopicscaleError
 from topicscale.files import said
 from topicscale.texts import printable
@@ -438,6 +438,11 @@ def _submission(options: argparse.Namespace) -> Any:
             "--spark must hold no token: Ray's job API shows it to whoever asks. Set SPARK_CONNECT_AUTHENTICATE_TOKEN in the environment "
             "of the cluster's machines."
         )
+    if options.spark is not None and not options.spark.startswith(("sc://", *MASTERS)):
+        raise RequestError(
+            f"--spark must be a Spark master (spark://host:7077, k8s://..., yarn) or a Spark Connect address (sc://host:15002). "
+            f"Got {options.spark!r} instead."
+        )
     files = {f"--{name}": given for name in ("config", "storage") if (given := getattr(wanted, name, None)) is not None}
     return Submission(
         command,
@@ -529,14 +534,14 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 }
 
 
-def entry() -> NoReturn:
+def entry(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and leave the process: what the command ``topicscale`` is.
 
     Arrow's threads may still be letting go of Python objects when the interpreter is taken down. One that asks for the interpreter
     then is ended by it, which C++ answers with SIGABRT, after the result was printed. So the interpreter is not taken down.
     """
     try:
-        code = main()
+        code = main(arguments)
     except SystemExit as left:  # argparse's
         code = left.code if isinstance(left.code, int) else BAD_REQUEST
     atexit._run_exitfuncs()

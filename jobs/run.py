@@ -5,8 +5,10 @@ Also what `spark-submit` and `ray job submit` start: ``python -m jobs.run`` take
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from jobs.job import Job, Partition, new_run_id, opened
@@ -169,6 +171,7 @@ def _stages(job: Job, plan: inputs.InputPlan | None, fitted_batches: int) -> Sna
         "height": height,
         "failed": job.failed,
         "fitted_batches": fitted_batches,
+        "fitted_at": datetime.now(UTC).isoformat(),
     }
     failed = {stage: sorted(units) for stage, units in job.failed.items()}
     snapshot = job.store.publish(
@@ -227,14 +230,7 @@ def done_already(job: Job, plan: inputs.InputPlan) -> dict[str, tuple[int, int]]
     return found
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run ``topicscale run`` with the given arguments."""
-    import sys
-
-    from jobs import cli
-
-    return cli.main(["run", *(sys.argv[1:] if arguments is None else arguments)])
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from jobs.cli import entry
+
+    entry(["run", *sys.argv[1:]])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import shlex
 import shutil
@@ -19,6 +20,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +143,6 @@ def submit(asked: Submission, address: str, *, say: Callable[[str], None] = lamb
         if asked.image is not None:
             environment["image_uri"] = asked.image
         client = _client(address)
-        if address.startswith("http://") and os.environ.get("RAY_AUTH_TOKEN") and not _here(address):
-            say(f"The token goes to {address} unencrypted. Use https, or a tunnel (kubectl port-forward, ssh -L).")
         request = {
             "entrypoint": shlex.join(["python", "-m", "jobs.cli", *command]),
             "submission_id": job,
@@ -337,9 +337,9 @@ def _variables(spark: str | None) -> dict[str, str]:
 
 def _client(address: str) -> Any:
     runtime.authenticate()
+    if address.startswith("http://") and os.environ.get("RAY_AUTH_MODE") == "token" and not _here(address):
+        _warn(f"The token goes to {address} unencrypted. Use https, or a tunnel (kubectl port-forward, ssh -L).")
     try:
-        import logging
-
         from ray.job_submission import JobSubmissionClient
 
         logging.getLogger("ray").setLevel(logging.WARNING)
@@ -354,6 +354,12 @@ def _client(address: str) -> Any:
             return Client(address)
     except ImportError as error:
         raise MissingDependency(error.name or "ray[default]", "cluster", "Ray's job API") from error
+
+
+@cache
+def _warn(message: str) -> None:
+    # once a process, which may ask more than once
+    logging.getLogger(__name__).warning(message)
 
 
 @contextlib.contextmanager

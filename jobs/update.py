@@ -35,7 +35,8 @@ def update(paths: Sequence[str], store: str | Path, *, overrides: Sequence[str] 
     paths : sequence of str
         Files, folders or globs, read with the store's own input settings.
     overrides : sequence of str
-        ``input.key=value`` where this batch is laid out differently.
+        ``input.key=value`` where this batch is laid out differently; ``ray.key=value`` and ``spark.key=value`` for this machine or
+        cluster.
 
     Raises
     ------
@@ -51,8 +52,11 @@ def update(paths: Sequence[str], store: str | Path, *, overrides: Sequence[str] 
     target = Store(store)
     check(target)
     for item in overrides:
-        if not item.startswith("input."):
-            raise RequestError(f"update can only change how the input is read (input.*). Got {item!r} instead. Use --refit for the rest.")
+        if not item.startswith(("input.", "ray.", "spark.")):
+            raise RequestError(
+                f"update can only change how the input is read (input.*) and by what (ray.*, spark.*). Got {item!r} instead. "
+                "Use --refit for the rest."
+            )
     run_id = new_run_id()
     with target.lock(run_id):
         base = target.pin()
@@ -160,7 +164,9 @@ def _batch(job: Job, base: Snapshot, batches: list[dict[str, Any]], number: int,
     _append(job, base, "batches", batches, [counted], fp)
     trends = job.store.read("topic_trends", version=base.versions["topic_trends"]).to_pylist()
     if not batches:
-        trends += [{"batch": 0, "at": base.at, "topic_id": r["topic_id"], "documents": r["size"]} for r in before.rows]
+        # not when this generation was made: names that topics were given since make one, too
+        first = datetime.fromisoformat(base.summary["fitted_at"]) if "fitted_at" in base.summary else base.at
+        trends += [{"batch": 0, "at": first, "topic_id": r["topic_id"], "documents": r["size"]} for r in before.rows]
     fresh = [{"batch": number, "at": at, "topic_id": t - 1, "documents": int(n)} for t, n in enumerate(sums.counts) if n]
     _append(job, base, "topic_trends", trends, fresh, fp)
     outliers = int(sums.counts[0])

@@ -149,8 +149,9 @@ def _storable(value: Column, kind: T.DataType) -> tuple[Column, str]:
 
 
 def _label(name: str, taken: list[str]) -> str:
-    """Return a name that Delta takes and that no other column of the table has, whatever its case."""
-    label = re.sub(r"[ ,;{}()\n\t=\x00-\x1f]+", "_", name) if name.strip(" ,;{}()\n\t=") else "column"
+    """Return a name that Delta takes, that Spark takes for a name (``a.b`` is a field of ``a``), and that no other column of the
+    table has, whatever its case."""
+    label = re.sub(r"[ ,;{}()\n\t=.`\x00-\x1f]+", "_", name) if name.strip(" ,;{}()\n\t=.`") else "column"
     if label.lower() in RESERVED:
         label = f"{label.strip('_')}_input"
     used, base, k = {other.lower() for other in taken} | set(RESERVED), label, 2

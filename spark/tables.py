@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
 
+from topicscale import lease
 from topicscale.tables import TABLES
 
 
@@ -39,4 +40,16 @@ def replace_table(frame: DataFrame, store_uri: str, name: str, *, txn: Mapping[s
     if txn is not None and name in txn:
         application, version = txn[name]
         writer = writer.option("txnAppId", application).option("txnVersion", version)
+    save(writer, store_uri, name)
+
+
+def save(writer: DataFrameWriter, store_uri: str, name: str) -> None:
+    """Commit what a writer holds to a table.
+
+    Raises
+    ------
+    StoreError
+        This run no longer holds the store.
+    """
+    lease.check(store_uri)
     writer.save(table_uri(store_uri, name))

@@ -298,7 +298,9 @@ class FinetuneConfig:
     seed: int = 42
 
 
-_MASTERS = ("local", "spark://", "yarn", "k8s://")
+_POWER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+"""2e-5, which YAML 1.1 takes for a text."""
+MASTERS = ("local", "spark://", "yarn", "k8s://")
 """How the address of a Spark master begins."""
 
 
@@ -340,7 +342,7 @@ class SparkConfig:
     def where(self) -> str | None:
         """The master or Spark Connect address that is meant; None for this machine, or for the JVM that spark-submit started."""
         master = os.environ.get("MASTER", "")  # others give the name other meanings
-        named = os.environ.get("SPARK_REMOTE") or (master if master.startswith(_MASTERS) else None)
+        named = os.environ.get("SPARK_REMOTE") or (master if master.startswith(MASTERS) else None)
         return self.remote or self.master or named or None
 
     @property
@@ -398,8 +400,8 @@ class Config:
         return result
 
     def without_places(self) -> Config:
-        """Return the tree without the addresses of engines: where a job ran is no property of its store."""
-        ray = dataclasses.replace(self.ray, address=None)
+        """Return the tree without the addresses of engines and the sizes of workers: where a job ran is no property of its store."""
+        ray = dataclasses.replace(self.ray, address=None, actors=None, cpus_per_actor=None, gpus_per_actor=None)
         return dataclasses.replace(self, ray=ray, spark=dataclasses.replace(self.spark, master=None, remote=None))
 
     @classmethod
@@ -584,6 +586,8 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
         return dict(_holdable(_dotted(value) if path in _DOTTED else value, path))
     if hint is bool and isinstance(value, bool):
         return value
+    if hint in (int, float) and isinstance(value, str) and _POWER.fullmatch(value):
+        value = float(value)
     if hint is int and isinstance(value, (int, float)) and not isinstance(value, bool) and float(value).is_integer():
         return int(value)
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from topicscale.config import InputConfig
 from topicscale.errors import InputError
 from topicscale.files import Folder
+from topicscale.store import exclusive
 
 ID, VECTOR = "topicscale_position", "topicscale_vector"
 
@@ -62,6 +63,8 @@ def staged(documents: Any, embeddings: Any, config: InputConfig, store: str) -> 
     ------
     InputError
         The documents are of a type that cannot be read, or embeddings do not fit them.
+    StoreLocked
+        Another process fits the same documents into the same store.
     """
     paths = _paths(documents)
     if paths is not None:
@@ -96,18 +99,24 @@ def staged(documents: Any, embeddings: Any, config: InputConfig, store: str) -> 
             )
             changes["embedding_column"] = VECTOR
         pq.write_table(table, folder / "input.parquet")
-        # a name made of the content, so that a job knows the same documents when it sees them again; and of the store,
-        # so that two processes with the same documents do not remove each other's file
+        # a name made of the content, so that a job knows the same documents when it sees them again; and of the store, which one
+        # process at a time writes to
         digest = hashlib.sha256(Folder(store).uri.encode())
         with (folder / "input.parquet").open("rb") as file:
             while chunk := file.read(2**20):
                 digest.update(chunk)
         os.utime(folder / "input.parquet", (0, 0))
-        named = folder.with_name(f"topicscale-input-{os.getuid()}-{digest.hexdigest()[:32]}")
-        shutil.rmtree(named, ignore_errors=True)  # of a process that was killed
-        folder.replace(named)
-        changes["paths"] = (str(named / "input.parquet"),)
-        yield dataclasses.replace(config, **changes), table.num_rows
+        held = folder.with_name(f"topicscale-input-{os.getuid()}-{digest.hexdigest()[:32]}")
+        lock = held.with_suffix(".lock")
+        with exclusive(lock, "fit_transform", f"The store {store!r}"):
+            named = held
+            shutil.rmtree(named, ignore_errors=True)  # of a process that was killed
+            folder.replace(named)
+            changes["paths"] = (str(named / "input.parquet"),)
+            try:
+                yield dataclasses.replace(config, **changes), table.num_rows
+            finally:
+                lock.unlink(missing_ok=True)
     finally:
         shutil.rmtree(named, ignore_errors=True)
 
@@ -115,7 +124,27 @@ def staged(documents: Any, embeddings: Any, config: InputConfig, store: str) -> 
 def _paths(documents: Any) -> list[str] | None:
     if isinstance(documents, (str, Path)):
         return [str(documents)]
+    if isinstance(documents, (list, tuple)) and documents and all(isinstance(one, Path) for one in documents):
+        return [str(one) for one in documents]
     return None
+
+
+def texts_of(documents: Any) -> list[str]:
+    """Return documents that are to be given topics at once, as a list.
+
+    Raises
+    ------
+    InputError
+        They are neither a text nor texts.
+    """
+    if isinstance(documents, str):
+        return [documents]
+    if isinstance(documents, (pd.DataFrame, pa.Table)):
+        raise InputError("documents must be a text or a list of texts. Got a table instead: give its column of texts.")
+    texts = _texts(documents)
+    if None in texts:
+        raise InputError(f"documents must be a text or a list of texts. Document {texts.index(None)} is missing.")
+    return texts
 
 
 def _table(documents: Any, config: InputConfig) -> pa.Table:
@@ -123,6 +152,13 @@ def _table(documents: Any, config: InputConfig) -> pa.Table:
         return documents
     if isinstance(documents, pd.DataFrame):
         return pa.Table.from_pandas(documents, preserve_index=False)
+    return pa.table({config.text_column[0]: pa.array(_texts(documents), pa.string())})
+
+
+def _texts(documents: Any) -> list[Any]:
+    """Return texts, None for one that is missing."""
+    if isinstance(documents, pd.Series):
+        documents = documents.astype(object).where(documents.notna(), None)
     if isinstance(documents, (pa.Array, pa.ChunkedArray, pd.Series)):
         documents = documents.tolist()
     if isinstance(documents, (Sequence, np.ndarray)):
@@ -130,7 +166,7 @@ def _table(documents: Any, config: InputConfig) -> pa.Table:
         wrong = next((i for i, text in enumerate(texts) if text is not None and not isinstance(text, str)), None)
         if wrong is not None:
             raise InputError(f"Documents must be strings. Document {wrong} is a {type(texts[wrong]).__name__}: {texts[wrong]!r}")
-        return pa.table({config.text_column[0]: pa.array(texts, pa.string())})
+        return texts
     raise InputError(
         f"Documents must be a list of strings, pandas or Arrow data, a Spark data frame, or a path. Got {type(documents).__name__} instead."
     )

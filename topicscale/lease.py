@@ -30,7 +30,16 @@ LEASE = 60.0
 """Seconds without a beat after which a lock may be taken over."""
 BEAT = 10.0
 """Seconds between two beats."""
+_HELD: list[Lease] = []
+"""What this process holds."""
 _SCHEMA = pa.schema([("token", pa.string()), ("holder", pa.string()), ("machine", pa.string()), ("process", pa.int64())])
+
+
+def check(uri: str) -> None:
+    """Raise StoreError when this process held a folder in an object store, and no longer does; called before whatever commits to it."""
+    for held in list(_HELD):
+        if held.uri == uri:
+            held.check()
 
 
 class Lease:
@@ -38,9 +47,11 @@ class Lease:
 
     def __init__(self, files: Folder, name: str, holder: str, what: str) -> None:
         self._files, self._name, self._what = files, name, what
+        self.uri = files.uri
         self._options = storage.delta_options(files.uri)
         self._row = {"token": uuid.uuid4().hex, "holder": holder, "machine": _machine(), "process": os.getpid()}
         self._last = 0.0
+        self._doubted = False
         self._taken: str | None = None
         self._ended = threading.Event()
         self._renewing = threading.Lock()
@@ -74,9 +85,12 @@ class Lease:
             self._files.remove(self._beat(self._row))
 
     def check(self) -> None:
-        """Raise StoreError when the lock was taken over: beats did not arrive for too long."""
-        if time.monotonic() - self._last > LEASE:
-            self._renew()
+        """Raise StoreError when the lock was taken over, since beats did not arrive for too long, or may have been."""
+        if self._in_doubt():
+            try:
+                self._renew()
+            except (OSError, DeltaError) as error:
+                raise StoreError(f"{self._what} may have been taken over, and the object store does not say: {said(error)}") from error
         if self._taken is not None:
             raise StoreError(
                 f"{self._what} was taken over: this run gave no sign of life for {LEASE:.0f} s. What is finished is kept. {self._taken}"
@@ -111,14 +125,20 @@ class Lease:
             )
         except DeltaError as error:
             raise StoreLocked(f"{self._what} was taken by another run this very moment. Wait for it to end. ({said(error)})") from error
+        self._doubted = False
         if held is not None and held["token"] != self._row["token"]:
             self._files.remove(self._beat(held))
+
+    def _in_doubt(self) -> bool:
+        """Return whether another may have taken the lock over, until a commit of ours shows that none did."""
+        self._doubted = self._doubted or _now() - self._last > LEASE
+        return self._doubted
 
     def _beat(self, row: dict[str, Any]) -> str:
         return f"{self._name}/_beats/{row['token']}"
 
     def _write_beat(self) -> File:
-        began = time.monotonic()
+        began = _now()
         self._files.write(self._beat(self._row), b"1")
         self._last = began
         found = self._files.find(self._beat(self._row))
@@ -135,7 +155,7 @@ class Lease:
         with self._renewing:
             if self._ended.is_set() or self._taken is not None:
                 return
-            if time.monotonic() - self._last <= LEASE:
+            if not self._in_doubt():
                 self._write_beat()
                 return
             try:
@@ -155,9 +175,11 @@ def lease(files: Folder, name: str, holder: str, what: str) -> Iterator[Lease]:
     """
     held = Lease(files, name, holder, what)
     held.take()
+    _HELD.append(held)
     try:
         yield held
     finally:
+        _HELD.remove(held)
         held.release()
 
 
@@ -166,6 +188,11 @@ def _over(held: dict[str, Any], beat: File, now: File) -> bool:
     if held["machine"] == _machine() and not psutil.pid_exists(held["process"]):
         return True
     return (now.changed - beat.changed) / 1e9 > LEASE
+
+
+def _now() -> float:
+    """Return seconds that pass while the machine sleeps, too: others' leases do."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def _machine() -> str:

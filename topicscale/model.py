@@ -229,7 +229,7 @@ class TopicModel:
 
         Parameters
         ----------
-        documents : list of str, pandas or Arrow data, Spark data frame, or path(s)
+        documents : list of str, pandas or Arrow data, Spark data frame, or a path (a list of ``pathlib.Path``)
             A frame's text column is ``config.input.text_column`` (default ``text``), or its only column.
         embeddings : array of shape (n, d), optional
             Precomputed vectors, one per document, in order. Not with a path or a Spark data frame.
@@ -393,7 +393,7 @@ class TopicModel:
         for row in self._fitted().read("topic_labels").to_pylist():
             if row["aspect"] != "ctfidf":
                 # these aspects rank terms and do not weigh them
-                found.setdefault(row["topic_id"], {})[row["aspect"]] = [(term, 1.0) for term in row["terms"] or [row["label"]]]
+                found.setdefault(row["topic_id"], {})[row["aspect"]] = [(t, 1.0) for t in row["terms"] or [row["label"]] if t]
         return found
 
     def get_topic_freq(self, topic: int | None = None) -> pd.DataFrame | int:
@@ -647,7 +647,7 @@ class TopicModel:
         99 of 100 cases: a bfloat16 vector depends a little on the batch it is computed in, which moved a cosine by up to
         .002, and none of 1,500 AG News documents to another topic (``benchmarks/results/margin.md``).
         """
-        texts = [documents] if isinstance(documents, str) else list(documents)
+        texts = inputs.texts_of(documents)
         references, cutoffs, named = self._references
         if embeddings is None:
             vectors = self._embedder.encode(texts).vectors

@@ -38,11 +38,10 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction
 
-from topicscale import storage
+from topicscale import lease, storage
 from topicscale.config import fingerprint
 from topicscale.errors import RequestError, StoreError, StoreLocked, StoreVersionError
 from topicscale.files import Folder, said
-from topicscale.lease import Lease, lease
 from topicscale.tables import CONTRACT_VERSION, LOGS, PARTITION, TABLES
 from topicscale.transactions import Transactions
 
@@ -182,7 +181,6 @@ class Store:
         self.files = Folder(uri)
         self.uri, self.name = self.files.uri, self.files.name
         self._options = storage.delta_options(self.uri)
-        self._lease: Lease | None = None
         content = self.files.read(MARKER)
         if content is None:
             if not create:
@@ -255,8 +253,7 @@ class Store:
         StoreError
             The table was not written yet, the object store does not answer, or this run no longer holds the store.
         """
-        if self._lease is not None:
-            self._lease.check()
+        lease.check(self.uri)
         try:
             return DeltaTable(self.table_path(name), version=version, storage_options=self._options)
         except TableNotFoundError:
@@ -592,11 +589,8 @@ class Store:
             with exclusive(self.files.path / LOCK, run_id, what):
                 yield
             return
-        with lease(self.files, LOCK, holder(run_id), what) as self._lease:
-            try:
-                yield
-            finally:
-                self._lease = None
+        with lease.lease(self.files, LOCK, holder(run_id), what):
+            yield
 
 
 def holder(run_id: str) -> str:

@@ -14,6 +14,21 @@ _REPRESENTATIONS = {
     "PartOfSpeech": ("pos", ("top_n_words", "pos_patterns")),
 }
 """BERTopic's class -> our step, and the attributes that are its parameters."""
+_OURS = frozenset(
+    ("n_components", "metric", "min_dist", "min_cluster_size", "cluster_selection_method", "base_min_cluster_size", "n_clusters", "n_init")
+)
+"""Parameters whose value, when none is given, is not what the class itself takes (see :mod:`topicscale.algorithms`)."""
+_UNUSED = {
+    "analyzer": "word",
+    "token_pattern": r"(?u)\b\w\w+\b",
+    "max_df": 1.0,
+    "max_features": None,
+    "strip_accents": None,
+    "tokenizer": None,
+    "preprocessor": None,
+    "vocabulary": None,
+}
+"""A vectoriser's parameters that cannot be met, and the one value of each that asks for nothing."""
 _ALGORITHMS = {"HDBSCAN": "hdbscan", "EVoC": "evoc", "KMeans": "kmeans"}
 
 
@@ -40,6 +55,8 @@ def configuration(
     if vectorizer_model is not None:
         found["terms"] = _vectorizer(vectorizer_model)
     if ctfidf_model is not None:
+        if getattr(ctfidf_model, "seed_words", None):
+            raise RequestError("ctfidf_model's seed_words cannot be used. Leave them out, or name topics in advance: zeroshot.topics.")
         found.setdefault("terms", {}).update(
             bm25_weighting=bool(getattr(ctfidf_model, "bm25_weighting", False)),
             reduce_frequent_words=bool(getattr(ctfidf_model, "reduce_frequent_words", False)),
@@ -116,7 +133,7 @@ def _described(model: Any, known: dict[str, str], parameter: str) -> tuple[str, 
         key: value
         for key, value in model.get_params(deep=False).items()
         # by their look: defaults may be objects that equal nothing (joblib's Memory in HDBSCAN)
-        if key not in defaults or (type(value), repr(value)) != (type(defaults[key]), repr(defaults[key]))
+        if key in _OURS or key not in defaults or (type(value), repr(value)) != (type(defaults[key]), repr(defaults[key]))
     }
     for key, value in changed.items():
         if value is not None and not isinstance(value, (str, int, float, bool, list, tuple, dict)):
@@ -143,7 +160,9 @@ def _vectorizer(model: Any) -> dict[str, Any]:
     if not isinstance(min_df, int):
         raise RequestError(f"vectorizer_model's min_df must be a number of documents. Got {min_df!r} instead.")
     terms["min_df"] = min_df
-    for key in ("tokenizer", "preprocessor", "vocabulary"):
-        if params.get(key) is not None:
-            raise RequestError(f"vectorizer_model's {key} cannot be used: terms are counted in Spark's JVM. Leave it out.")
+    for key, neutral in _UNUSED.items():
+        if params.get(key, neutral) != neutral:
+            raise RequestError(
+                f"vectorizer_model's {key} cannot be used: terms are counted in Spark's JVM. Leave it out. Got {params[key]!r} instead."
+            )
     return terms

@@ -245,8 +245,9 @@ def _write_topics(
 ) -> None:
     described = {row["topic_id"]: dict(row) for row in before.rows}
     words = {topic: [term for term, _ in best] for topic, best in keywords.items()}
-    if total.counts[0] and OUTLIER not in described:
-        described[OUTLIER] = publish.topic_row(OUTLIER, found.topics, total, words.get(OUTLIER, []), [])
+    if total.counts[0]:
+        fresh = publish.topic_row(OUTLIER, found.topics, total, words.get(OUTLIER, []), [])
+        described.setdefault(OUTLIER, fresh)["reference_vector"] = fresh["reference_vector"]
     for topic in found.new:
         shown = [texts[doc_id] for _, doc_id, _, _ in nearest[topic] if doc_id in texts]
         described[topic] = publish.topic_row(topic, found.topics, total, words.get(topic, []), shown)

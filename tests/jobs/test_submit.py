@@ -246,6 +246,7 @@ def test_what_cannot_be_had_is_said_and_given_up(cluster, source, tmp_path) -> N
         (["run", "--input", "/a.csv", "--store", "/s", "--ray", "ray://h:1"], "--ray must be the address"),
         (["run", "--input", "/a.csv", "--store", "/s", "--ray", "http://me:pw@h:1"], "no user and no password"),
         (["run", "--input", "/a.csv", "--store", "/s", "--spark", "sc://h:1/;token=t"], "--spark must hold no token"),
+        (["run", "--input", "/a.csv", "--store", "/s", "--spark", "host:7077"], "--spark must be a Spark master"),
         (["label", "--store", "/s", "--set", "llm.api_key=t"], "llm.api_key"),
         (["label", "--store", "/s", "--config", "/nowhere.yaml"], "/nowhere.yaml"),
         (["report", "--store", "/s", "--output", "report.html"], "--output must be an absolute path"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 import subprocess
 import sys
@@ -18,15 +19,18 @@ from jobs.forget import describe as described
 from jobs.forget import forget
 from jobs.progress import Ui
 from jobs.run import run
+from jobs.topics import describe as describe_topics
+from jobs.topics import topics
 from jobs.update import refit, update
 from ray_actors.parts import to_matrix
 from tests import corpus
 from tests.jobs.compare import contents
 from topicscale import TopicModel, config
 from topicscale.cluster import exact
-from topicscale.errors import JobFailed, RequestError, StoreError
+from topicscale.errors import JobFailed, RequestError, ResourceError, StoreError
 from topicscale.federate import vector_sums
 from topicscale.store import PENDING, Store
+from topicscale.terms import name
 
 QUIET = Ui("quiet")
 ROWS = corpus.rows()
@@ -85,6 +89,8 @@ def adds_up(store: Path) -> None:
         inside = topics == row["topic_id"]
         assert row["size"] == size == inside.sum()
         np.testing.assert_array_equal(vectors[inside].sum(axis=0), total)
+        if row["topic_id"] == -1:
+            np.testing.assert_allclose(row["reference_vector"], total / np.linalg.norm(total), atol=1e-6)
     # scikit-learn counts the same words in these texts
     vectorizer = CountVectorizer(stop_words="english")
     counted = vectorizer.fit_transform([documents[doc_id] for doc_id in ids])
@@ -141,12 +147,26 @@ def test_everything_adds_up_after_updates(updated) -> None:
     adds_up(updated[0])
 
 
-def test_trends_tell_each_batch_and_fade_by_half_life(updated) -> None:
+def test_names_made_of_earlier_keywords_are_nobodys_names(updated, tmp_path) -> None:
+    store, _ = updated
+    rows = Store(store).read("topics").to_pylist()
+    assert any(row["label"] != name(row["topic_id"], row["keywords"]) for row in rows)
+    TopicModel.load(store).to_bertopic(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "topics.json").read_text())["custom_labels"] is None
+    shown = topics(str(store), top=3)
+    assert [row["size"] for row in shown] == sorted((row["size"] for row in rows if row["topic_id"] >= 0), reverse=True)[:3]
+    assert ": " not in describe_topics(shown)
+
+
+def test_trends_tell_each_batch_and_fade_by_half_life(base, updated) -> None:
     store, (_, sport) = updated
     model = TopicModel.load(store)
     trends = model.get_topic_trends()
     assert trends.groupby("Batch")["Count"].sum().tolist() == [len(OLD), len(MORE), len(SPORT)]
     assert set(trends[trends["Topic"] == sport["new_topics"][0]]["Batch"]) == {2}
+    fitted = Store(base).pin()
+    (first,) = trends[trends["Batch"] == 0]["Timestamp"].unique()
+    assert first.isoformat() == fitted.summary["fitted_at"]
     faded = model.get_topic_trends(half_life="1s")
     assert faded["Weight"].tolist() == pytest.approx(
         [c * 0.5 ** (trends["Timestamp"].max() - t).total_seconds() for c, t in zip(trends["Count"], trends["Timestamp"], strict=True)]
@@ -194,6 +214,8 @@ def test_bad_requests_are_refused(updated, inputs, tmp_path) -> None:
     store, _ = updated
     with pytest.raises(RequestError, match="input"):
         update([str(inputs["old"])], store, overrides=["topics.min_size=3"], ui=QUIET)
+    with pytest.raises(ResourceError, match="64 workers"):  # where it runs may be said
+        update([str(inputs["old"])], store, overrides=["ray.actors=64", "ray.cpus_per_actor=4"], ui=QUIET)
     with pytest.raises(RequestError, match=r"nothing\.csv"):
         update([str(tmp_path / "nothing.csv")], store, ui=QUIET)
     with pytest.raises(StoreError):

@@ -172,9 +172,11 @@ def test_several_text_columns_are_joined_by_a_blank_line(spark, tmp_path):
 
 def test_columns_whose_names_clash_are_renamed_and_told(spark, tmp_path):
     path = tmp_path / "names.jsonl"
-    path.write_text('{"body": "words", "text": "other", "doc_id": 7, "a b;c": true, "deep": {"x": 1}}\n')
+    path.write_text('{"body": "words", "text": "other", "doc_id": 7, "a b;c": true, "deep": {"x": 1}, "service.name": "s", "`": 1}\n')
     result, documents, _ = _run(spark, tmp_path, path, input__text_column=["body"])
-    assert result.renamed == {"text": "text_input", "doc_id": "doc_id_input", "a b;c": "a_b_c"}
+    names = {"text": "text_input", "doc_id": "doc_id_input", "a b;c": "a_b_c", "service.name": "service_name", "`": "column"}
+    assert result.renamed == names
+    assert documents[0]["service_name"] == "s"
     assert documents[0]["text"] == "words"
     assert (documents[0]["text_input"], documents[0]["a_b_c"]) == ("other", True)
     assert "deep" in result.changed

@@ -65,6 +65,7 @@ def store(tmp_path_factory):
         {"topic_id": 0, "aspect": "ctfidf", "label": "0_oil", "terms": ["oil"], "status": "ok"},
         {"topic_id": 0, "aspect": "llm", "label": "Energy", "terms": [], "status": "ok"},
         {"topic_id": 1, "aspect": "llm", "label": "?", "terms": [], "status": "failed"},
+        {"topic_id": 1, "aspect": "manual", "label": "Courts", "terms": [], "status": "ok"},
     ]
     places = [
         {"doc_id": d, "partition_id": p, "x": float(i), "y": float(i % 7)} for i, (d, p) in enumerate(zip(ids, partition, strict=True))
@@ -97,7 +98,7 @@ def test_reads_what_the_page_shows(store):
     assert first.examples == ("The text of document 2", "A text itself")
     assert {name: a.label for name, a in first.aspects.items()} == {"llm": "Energy"}
     assert [t.local_topics for t in data.topics] == [4, 2, None]
-    assert data.topics[1].aspects == {}
+    assert "llm" not in data.topics[1].aspects
     assert data.evaluation == {"nmi": 0.4, "npmi": 0.1}
     assert "some-model" in data.configuration
     assert data.summary == {"Embedding": "some-model"}

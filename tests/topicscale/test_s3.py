@@ -11,11 +11,14 @@ import sys
 import threading
 import time
 from datetime import UTC, datetime
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import DeltaError
 
+from spark.tables import save
 from tests.s3_server import BUCKET, Proxy, reached
 from topicscale import lease, registry, storage
 from topicscale.config import Config, InputConfig, StorageConfig, fingerprint, load
@@ -248,9 +251,28 @@ def test_who_slept_does_not_go_on_after_another_was_there(uri, asleep) -> None:
     with one.lock("sleeping"):
         time.sleep(2.5)
         with other.lock("next"):
-            put(other, "p", 1, "b")
+            pass
         with pytest.raises(StoreError, match=r"held by run next.* meanwhile"):
             put(one, "p", 1, "a")
+
+
+def test_a_take_over_is_noticed_whatever_object_writes_and_however_the_server_answers(uri, asleep, monkeypatch) -> None:
+    one, other = Store(uri, create=True), Store(uri)
+    with one.lock("sleeping"):
+        time.sleep(2.5)
+        with other.lock("next"):
+            pass
+        with monkeypatch.context() as failing:
+            failing.setattr(lease, "DeltaTable", lambda *_, **__: (_ for _ in ()).throw(DeltaError("no connection")))
+            with pytest.raises(StoreError, match="may have been taken over"):
+                put(one, "p", 1, "a")
+        # the beat arrived, and says nothing of who holds the lock
+        with pytest.raises(StoreError, match=r"held by run next.* meanwhile"):
+            put(Store(uri), "p", 1, "a")
+        spark = Mock()
+        with pytest.raises(StoreError, match="taken over"):
+            save(spark, uri, "documents")
+        spark.save.assert_not_called()
 
 
 def test_who_slept_alone_goes_on(uri, asleep) -> None:

@@ -26,6 +26,7 @@ from topicscale.bertopic.tables import MAIN, OURS, weights_of
 from topicscale.cluster import unit
 from topicscale.config import Config
 from topicscale.errors import RequestError
+from topicscale.labels import names as names_given
 from topicscale.models import PACKAGED
 from topicscale.refine import nearest
 from topicscale.store import Store
@@ -124,7 +125,7 @@ def _described(store: Store, rows: list[dict[str, Any]], ids: list[int], assigne
     )
     shown = {t: main.get(t) or [[word, weights.get((t, word), 0.0)] for word in words[t]] for t in ids}
     names = {t: name(t, words[t]) for t in ids}
-    called = {int(row["topic_id"]): str(row["label"] or "") for row in rows}
+    given = names_given(labels)  # and not the topics' labels: an update leaves those made of earlier keywords
     aspects: dict[str, dict[str, list[list[Any]]]] = {}
     for row in labels:
         if row["aspect"] not in OURS:
@@ -139,7 +140,7 @@ def _described(store: Store, rows: list[dict[str, Any]], ids: list[int], assigne
         "topic_sizes": {str(t): sizes[t] for t in ids},
         "topic_mapper": [[t, t] for t in ids],
         "topic_labels": names,
-        "custom_labels": [called[t] or names[t] for t in ids] if any(called[t] not in ("", names[t]) for t in ids) else None,
+        "custom_labels": [given.get(t, names[t]) for t in ids] if any(given.get(t, names[t]) != names[t] for t in ids) else None,
         "_outliers": int(ids[0] == OUTLIER),
         "topic_aspects": aspects,
         REPRESENTATIVE: {str(row["topic_id"]): row["representative_docs"] for row in rows if row["representative_docs"]},

@@ -34,6 +34,7 @@ class Topic:
     topic_id: int
     size: int
     label: str = ""
+    """The name that it was given by hand, in advance or by a language model."""
     keywords: tuple[str, ...] = ()
     examples: tuple[str, ...] = ()
     """Representative documents' texts."""
@@ -43,15 +44,12 @@ class Topic:
 
     @property
     def name(self) -> str:
-        """The label as a reader wants it: a label of the form ``3_oil_prices`` becomes its words."""
+        """What a reader knows it by: the name it was given, else its first keywords."""
+        if label := self.label.strip():
+            return label
         if self.topic_id == OUTLIER:
             return "Outliers"
-        label, made = self.label.strip(), f"{self.topic_id}_"
-        if (not label or label.startswith(made)) and self.keywords:
-            return ", ".join(self.keywords[:3])
-        if label.startswith(made):
-            return label.removeprefix(made).replace("_", " ")
-        return label or f"Topic {self.topic_id}"
+        return ", ".join(self.keywords[:3]) or f"Topic {self.topic_id}"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import yaml
 
 from topicscale import sites
+from topicscale.labels import names as names_given
 from topicscale.report.data import HOVER_CHARS, Aspect, DocumentMap, Lineage, QuarantinedRow, ReportData, Timing, Topic, shorten
 from topicscale.report.page import MAX_POINTS
 from topicscale.store import Store
@@ -71,7 +72,8 @@ def load(
     shares: Counter[tuple[int, str]] = Counter()
     topic_of: dict[str, int] = {}
     _read_assignments(store, places, shares, topic_of)
-    aspects = _aspects(store) if "topic_labels" in held else {}
+    labels = store.read("topic_labels").to_pylist() if "topic_labels" in held else []
+    aspects, given = _aspects(labels), names_given(labels)
     local = _local_topics(store) if "topic_lineage" in held else {}
     leaves = sites.leaves(cast(Store, store)) if sites.is_merged(snapshot) else []
     names = _partition_names(store) if "partitions" in held else {}
@@ -85,7 +87,7 @@ def load(
             Topic(
                 topic_id=row["topic_id"],
                 size=row["size"],
-                label=row["label"] or "",
+                label=given.get(row["topic_id"], ""),
                 keywords=tuple(row["keywords"] or ()),
                 # a store may hold the documents' ids or their texts
                 examples=tuple(texts.get(str(doc), str(doc)) for doc in (row["representative_docs"] or [])[:EXAMPLES]),
@@ -102,7 +104,7 @@ def load(
         )
         if shown
         else None,
-        documents=sum(shares.values()),
+        documents=sum(row["size"] for row in rows),  # of all sites, some of which may have kept their documents
         summary={"Embedding": snapshot.configuration["embedding"]["model"]} if "embedding" in snapshot.configuration else {},
         lineage=[Lineage(topic, names.get(partition, partition), n) for (topic, partition), n in sorted(shares.items())],
         quarantine=refused,
@@ -125,7 +127,8 @@ def _topics_alone(store: Reader, snapshot: Any, title: str, evaluation: Mapping[
     summary, at = snapshot.summary, snapshot.at or datetime.now(UTC)
     merged = sites.is_merged(snapshot)
     leaves = sites.leaves(cast(Store, store)) if merged else []
-    rows, aspects = _topic_rows(store), _aspects(store)
+    rows, labels = _topic_rows(store), store.read("topic_labels").to_pylist()
+    aspects, given = _aspects(labels), names_given(labels)
     facts = {"Embedding": summary["model"]} if summary.get("model") else {}
     how = {key: summary[key] for key in _MERGED if summary.get(key) is not None}
     if merged:
@@ -139,7 +142,7 @@ def _topics_alone(store: Reader, snapshot: Any, title: str, evaluation: Mapping[
             Topic(
                 topic_id=row["topic_id"],
                 size=row["size"],
-                label=row["label"] or "",
+                label=given.get(row["topic_id"], ""),
                 keywords=tuple(row["keywords"] or ()),
                 examples=tuple(map(str, (row["representative_docs"] or [])[:EXAMPLES])),
                 aspects=aspects.get(row["topic_id"], {}),
@@ -210,9 +213,9 @@ def _read_assignments(store: Reader, mapped: Mapping[str, Any], shares: Counter[
         topic_of.update(zip(found.column("doc_id").to_pylist(), found.column("topic_id").to_pylist(), strict=True))
 
 
-def _aspects(store: Reader) -> dict[int, dict[str, Aspect]]:
+def _aspects(labels: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, Aspect]]:
     result: dict[int, dict[str, Aspect]] = {}
-    for row in store.read("topic_labels").to_pylist():
+    for row in labels:
         # c-TF-IDF's words are the keywords already
         if row["aspect"] != "ctfidf" and row["status"] != "failed":
             # a model that gave no label: the topic goes by its keywords, which are there already
@@ -229,10 +232,8 @@ def _local_topics(store: Reader) -> dict[int, int]:
 
 
 def _partition_names(store: Reader) -> dict[str, str]:
-    """Return the value that each partition stands for; two partitions of one value (split for size) keep their ids."""
-    rows = store.read("partitions", (PARTITION, "value")).to_pylist()
-    often = Counter(row["value"] for row in rows)
-    return {row[PARTITION]: row["value"] for row in rows if row["value"] and often[row["value"]] == 1}
+    """Return the value that each partition stands for: several are of one that was split for size, or came again in a batch."""
+    return {row[PARTITION]: row["value"] for row in store.read("partitions", (PARTITION, "value")).to_pylist() if row["value"]}
 
 
 def _quarantine(store: Reader) -> tuple[dict[str, int], list[QuarantinedRow]]:

@@ -131,7 +131,7 @@ def topic_table(topics: Sequence[Topic], hue: Mapping[int, int]) -> str:
 
 def _topic(row: int, topic: Topic, hue: Mapping[int, int], most: int) -> str:
     colour = colour_class(topic.topic_id, hue)
-    named = (not topic.label or topic.label.startswith(f"{topic.topic_id}_")) and topic.topic_id != OUTLIER
+    named = not topic.label and topic.topic_id != OUTLIER
     words = topic.keywords[3:9] if named else topic.keywords[:6]
     others = " ".join(word for aspect in topic.aspects.values() for word in (aspect.label, *aspect.words))
     find = escape(f"{topic.topic_id} {topic.name} {topic.label} {' '.join(topic.keywords)} {others}".lower())

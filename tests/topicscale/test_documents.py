@@ -1,0 +1,53 @@
+"""What the Python API takes for documents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from topicscale.config import InputConfig
+from topicscale.documents import staged, texts_of
+from topicscale.errors import InputError, StoreLocked
+
+
+def test_a_list_of_paths_is_read_as_files(tmp_path) -> None:
+    with staged([tmp_path / "a.csv", tmp_path / "b.csv"], None, InputConfig(), str(tmp_path / "s")) as (source, positions):
+        assert source.paths == (str(tmp_path / "a.csv"), str(tmp_path / "b.csv"))
+        assert positions is None
+
+
+@pytest.mark.parametrize("documents", [["a", None], pd.Series(["a", np.nan]), pa.array(["a", None])], ids=lambda d: type(d).__name__)
+def test_a_missing_text_is_a_missing_text_in_every_container(documents, tmp_path) -> None:
+    with staged(documents, None, InputConfig(), str(tmp_path / "s")) as (source, positions):
+        assert pq.read_table(source.paths[0])["text"].to_pylist() == ["a", None]
+        assert positions == 2
+
+
+def test_a_second_fit_of_the_same_documents_leaves_the_first_its_file(tmp_path) -> None:
+    store = str(tmp_path / "s")
+    with staged(["a", "b"], None, InputConfig(), store) as (source, _):
+        with pytest.raises(StoreLocked, match="in use by run fit_transform"), staged(["a", "b"], None, InputConfig(), store):
+            pass
+        assert Path(source.paths[0]).is_file()
+        with staged(["a", "b"], None, InputConfig(), str(tmp_path / "other")) as (other, _):
+            assert other.paths != source.paths
+        assert Path(source.paths[0]).is_file()
+    assert not Path(source.paths[0]).parent.exists()
+    assert not Path(source.paths[0]).parent.with_suffix(".lock").exists()
+
+
+def test_texts_to_be_given_topics_are_texts() -> None:
+    assert texts_of("one") == ["one"]
+    assert texts_of(np.array(["a", "b"])) == ["a", "b"]
+    assert texts_of(pd.Series(["a", "b"], index=[5, 7])) == ["a", "b"]
+    with pytest.raises(InputError, match="give its column"):
+        texts_of(pd.DataFrame({"text": ["a"], "id": [1]}))
+    with pytest.raises(InputError, match="Document 1 is missing"):
+        texts_of(["a", None])
+    with pytest.raises(InputError, match="Document 0 is a int"):
+        texts_of([3])

@@ -1,0 +1,60 @@
+"""BERTopic's sub-model objects, as configuration."""
+
+from __future__ import annotations
+
+import pytest
+from bertopic.vectorizers import ClassTfidfTransformer
+from hdbscan import HDBSCAN
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.feature_extraction.text import CountVectorizer
+from umap import UMAP
+
+from topicscale.errors import RequestError
+from topicscale.submodels import configuration
+
+
+@pytest.mark.parametrize(
+    ("reduction", "params"),
+    [
+        (UMAP(n_components=2, metric="euclidean", min_dist=0.1), {"n_components": 2, "metric": "euclidean", "min_dist": 0.1}),
+        (UMAP(n_neighbors=30), {"n_neighbors": 30, "n_components": 2, "metric": "euclidean", "min_dist": 0.1}),
+        (PCA(), {"n_components": None}),
+    ],
+)
+def test_a_value_that_is_the_classs_own_is_taken_where_ours_is_another(reduction, params) -> None:
+    assert configuration(None, reduction, None, None, None)["cluster"]["reduction_params"] == params
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "params"),
+    [
+        (KMeans(n_clusters=8), {"n_clusters": 8, "n_init": "auto"}),
+        (HDBSCAN(min_cluster_size=5), {"min_cluster_size": 5, "metric": "euclidean", "cluster_selection_method": "eom"}),
+    ],
+)
+def test_sizes_that_were_given_are_kept(algorithm, params) -> None:
+    assert configuration(None, None, algorithm, None, None)["cluster"]["params"] == params
+
+
+@pytest.mark.parametrize(
+    ("vectorizer", "transformer", "named"),
+    [
+        (CountVectorizer(analyzer=str.split), None, "analyzer"),
+        (CountVectorizer(token_pattern="[a-z]+"), None, "token_pattern"),
+        (CountVectorizer(max_df=0.5), None, "max_df"),
+        (CountVectorizer(max_features=1000), None, "max_features"),
+        (CountVectorizer(strip_accents="unicode"), None, "strip_accents"),
+        (CountVectorizer(tokenizer=str.split), None, "tokenizer"),
+        (None, ClassTfidfTransformer(seed_words=["oil"]), "seed_words"),
+    ],
+)
+def test_what_cannot_be_met_is_refused_by_name(vectorizer, transformer, named) -> None:
+    with pytest.raises(RequestError, match=named):
+        configuration(None, None, None, vectorizer, transformer)
+
+
+def test_a_plain_vectorizer_asks_for_nothing_that_cannot_be_met() -> None:
+    found = configuration(None, None, None, CountVectorizer(min_df=2), ClassTfidfTransformer(bm25_weighting=True))
+    assert found["terms"]["min_df"] == 2
+    assert found["terms"]["bm25_weighting"] is True
