@@ -1,11 +1,14 @@
-"""Spark and Ray, started when first needed and side by side: their start-up is most of a small job's overhead."""
+"""Spark and Ray, started when first needed and side by side: their start-up is most of a small job's overhead.
+
+A job stops what it started. Within :func:`session` the next job of the process takes it over.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +25,96 @@ if TYPE_CHECKING:
 
 BRIEF = 50_000
 """Up to this many rows the JVM's compiler stops early: start-up is then most of Spark's time."""
+
+
+class Session:
+    """What the jobs of this process left running on this machine."""
+
+    def __init__(self) -> None:
+        self._pool: tuple[Any, Pool] | None = None
+        self._spark: tuple[Any, bool, SparkSession] | None = None
+        self._ray: threading.Event | None = None
+
+    def release(self) -> None:
+        """Let go of the workers' processors and memory; Spark and Ray run on."""
+        held, self._pool = self._pool, None
+        if held is not None:
+            held[1].close()
+
+    def take(self, size: Any) -> Pool | None:
+        """Return the workers that were left, if they are of that size; others are ended."""
+        held, self._pool = self._pool, None
+        if held is not None and held[0] != size:
+            held[1].close()
+            return None
+        return held[1] if held is not None else None
+
+    def leave(self, size: Any, pool: Pool) -> None:
+        """Keep workers for the next job, unless their work was cut short."""
+        self.release()
+        if pool.rest():
+            self._pool = size, pool
+        else:
+            pool.close()
+
+    def leave_ray(self, ended: threading.Event) -> None:
+        """Keep Ray; ``ended`` lets the thread go that it ends with."""
+        self._ray = ended
+
+    def leave_spark(self, how: Any, brief: bool, spark: SparkSession) -> None:
+        """Keep Spark."""
+        self._spark = how, brief, spark
+
+    def suits(self, how: Any, brief: bool) -> None:
+        """End the Spark that was left where a job needs another."""
+        if self._spark is not None and (self._spark[0] != how or (self._spark[1] and not brief) or not _alive(self._spark[2])):
+            self._end_spark()
+
+    def _end_spark(self) -> None:
+        held, self._spark = self._spark, None
+        if held is not None:
+            from spark import session as shell
+
+            with contextlib.suppress(Exception):
+                shell.stop(held[2])
+
+    def close(self) -> None:
+        """Stop everything."""
+        with contextlib.suppress(Exception):
+            self.release()
+        if self._ray is not None:
+            with contextlib.suppress(Exception):
+                runtime.stop()
+            self._ray.set()
+        self._end_spark()
+
+
+_session: Session | None = None
+
+
+@contextlib.contextmanager
+def session() -> Iterator[Session]:
+    """Keep Spark, Ray and its workers between the jobs of this process, so that only the first waits for them.
+
+    For notebooks and programs that fit, update or label more than once on one machine. Processors and memory of the workers
+    are held until the block ends, or until :meth:`Session.release`. Engines of a cluster are left after each job, as ever.
+
+    Examples
+    --------
+    >>> from topicscale import TopicModel, session
+    >>> with session():  # doctest: +SKIP
+    ...     models = [TopicModel(min_topic_size=size).fit(docs) for size in (10, 20, 40)]
+    """
+    global _session
+    if _session is not None:  # the outer one's
+        yield _session
+        return
+    _session = mine = Session()
+    try:
+        yield mine
+    finally:
+        _session = None
+        mine.close()
 
 
 class Engines:
@@ -59,6 +152,8 @@ class Engines:
 
             from spark import session
 
+            if _session is not None:
+                _session.suits(self._how, self._brief)
             began = time.monotonic()
             self._our_spark = SparkSession.getActiveSession() is None
             self._spark = session.start(
@@ -116,7 +211,9 @@ class Engines:
                 self._say(
                     "The Ray cluster asks for no token: whoever reaches it can run programs on it. Set RAY_AUTH_MODE=token on its machines."
                 )
-            self._pool = self.workers(self._layout, grows=True)
+            kept = _session.take(self._size) if _session is not None else None
+            self._pool = self.workers(self._layout, grows=True) if kept is None else kept
+            self._pool.say = self._say
             for method, arguments in warm.items():
                 self._pool.warm(method, **arguments)
         except BaseException as error:
@@ -127,19 +224,47 @@ class Engines:
         self._ended.wait()
 
     def close(self) -> None:
-        """Stop what was started here; engines that this process ran before are left running."""
+        """Stop what was started here, or leave it to the session; engines that this process ran before are left running."""
         if self._starting is not None:
             self._started.wait()
+            here = _session if self._config.ray.where is None else None
             # the job's own error, if there is one, is worth more than that of an engine that died with it
             with contextlib.suppress(Exception):
                 if self._pool is not None:
-                    self._pool.close()
-                if self._our_ray:
-                    runtime.stop()
-            self._ended.set()
-            self._starting.join()
+                    here.leave(self._size, self._pool) if here is not None else self._pool.close()
+            if here is not None and self._our_ray:
+                here.leave_ray(self._ended)
+            else:
+                with contextlib.suppress(Exception):
+                    if self._our_ray:
+                        runtime.stop()
+                self._ended.set()
+                self._starting.join()
         if self._spark is not None and self._our_spark:
             from spark import session
 
+            if _session is not None and self._config.spark.where is None:
+                _session.leave_spark(self._how, self._brief, self._spark)
+                return
             with contextlib.suppress(Exception):
                 session.stop(self._spark)
+
+    @property
+    def _size(self) -> Any:
+        """What workers of another job must share to be taken over."""
+        import ray
+
+        config = self._config.ray
+        return self._layout, config.attempts, config.timeout, storage.settings(), ray.get_runtime_context().get_node_id()
+
+    @property
+    def _how(self) -> Any:
+        """What Spark of another job must share to be taken over."""
+        return self._config.spark, tuple(sorted(self._remote)), storage.settings() if self._remote else None
+
+
+def _alive(spark: SparkSession) -> bool:
+    try:
+        return not spark.sparkContext._jsc.sc().isStopped()  # type: ignore[union-attr]
+    except Exception:
+        return False

@@ -92,12 +92,14 @@ class Pool:
         **arguments: Any,
     ) -> None:
         self.layout, self._attempts, self._timeout, self._worker = layout, attempts, timeout, worker
-        self._room, self._say, self._arguments = room, say, arguments
+        self._room, self.say, self._arguments = room, say, arguments
         self._running: list[Any] = []
         self._moved = 0.0
         """When a worker came or was asked for."""
         self._starting: dict[Any, Any] = {}
         """Actors that have not answered yet, by the reference of their first answer."""
+        self._at_work = 0
+        """Runs that have not ended."""
         self._stillborn = ""
         """Why the last one died that never answered."""
         for _ in range(layout.actors):
@@ -161,7 +163,7 @@ class Pool:
                     "topicscale (an image, or `topicscale submit --working-dir`)."
                 ) from error
             self._stillborn = _last_line(error)
-            self._say(f"A worker died before it could begin: {self._stillborn}")
+            self.say(f"A worker died before it could begin: {self._stillborn}")
             self._drop(actor)
             return None
         self._running.append(actor)
@@ -204,7 +206,7 @@ class Pool:
                 "ray.cpus_per_actor, add machines, or raise ray.timeout. What is finished is kept: run the same command again to go on."
             )
         until = f"{now - self._alone:.0f} s of at most {self._timeout:g}" if not self._running else f"{len(self._running)} at work"
-        self._say(f"Waiting for {wanted} ({until}). Free in the cluster: {free}.")
+        self.say(f"Waiting for {wanted} ({until}). Free in the cluster: {free}.")
 
     def _grow(self) -> None:
         """Start workers on machines that joined the cluster."""
@@ -215,7 +217,7 @@ class Pool:
         for _ in range(more):
             self._spawn()
         if more > 0:
-            self._say(f"The cluster has grown: {Layout(more, self.layout.cpus, self.layout.gpus)} more.")
+            self.say(f"The cluster has grown: {Layout(more, self.layout.cpus, self.layout.gpus)} more.")
 
     def warm(self, method: str, **arguments: Any) -> None:
         """Call a method on every worker and do not wait: loads what the next stage needs while others work."""
@@ -239,6 +241,7 @@ class Pool:
         from ray.exceptions import RayError, RayTaskError
 
         self.wait()
+        self._at_work += 1  # a run that is given up stays counted: its units may be under way
         fresh = iter(units)  # taken one by one: how much there is to do may depend on what was done
         again: deque[tuple[Unit, int]] = deque()
         idle = list(self._running)
@@ -262,7 +265,7 @@ class Pool:
             if idle and longest:  # nothing is left to begin
                 late = _late(flying.values(), longest)
                 if late is not None:
-                    self._say(f"{late.unit.key} takes long: another worker does it too.")
+                    self.say(f"{late.unit.key} takes long: another worker does it too.")
                     send(late.unit, late.attempt)
             done, _ = ray.wait([*flying, *self._starting], num_returns=1, timeout=POLL)
             if not done and progress is not None:
@@ -287,7 +290,7 @@ class Pool:
                     outcome = Outcome(flight.unit.key, None, said, str(error), seconds, flight.attempt)
                     idle.append(flight.actor)
                 except RayError as error:  # the worker died, its node did, or it ran out of memory
-                    self._say(f"A worker died at {flight.unit.key}: {_last_line(error)}")
+                    self.say(f"A worker died at {flight.unit.key}: {_last_line(error)}")
                     self._drop(flight.actor)
                     self._bury(idle)
                     if copies:
@@ -302,6 +305,19 @@ class Pool:
                 yield outcome
             self._patience()
             self._grow()
+        self._at_work -= 1
+
+    def rest(self) -> bool:
+        """Let workers forget all that a job gave them, and return whether they all did, having nothing under way."""
+        import ray
+
+        if self._at_work or self._starting:
+            return False
+        asked = [actor.forget.remote() for actor in self._running]
+        done, _ = ray.wait(asked, num_returns=len(asked), timeout=BORN) if asked else ([], [])
+        with contextlib.suppress(ray.exceptions.RayError):
+            return len(ray.get(done)) == len(self._running) > 0
+        return False
 
     def close(self) -> None:
         """End the workers: the cluster may outlive the job."""

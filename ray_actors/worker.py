@@ -51,6 +51,14 @@ class Worker:
         """Return the rows done so far in the unit under way."""
         return self._done
 
+    def forget(self) -> None:
+        """Let go of what a job left, so that the next finds nothing of it."""
+        from ray_actors.parts import forget_handles
+
+        forget_handles()
+        with self._loading:
+            self._embedder = None
+
     def load_model(self, config: EmbeddingConfig) -> None:
         """Load an embedding model ahead of its first unit."""
         self._model(config)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
+from jobs import engines
 from ray_actors import runtime
 from topicscale.config import RayConfig, SparkConfig
 
@@ -25,3 +28,17 @@ def spark():
     started = session.start(SparkConfig(), app_name="tests", brief=True)
     yield started
     session.stop(started)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kept() -> Iterator[engines.Session]:
+    """What jobs of this process leave to the next: it is the same few runs' worth of imports that most of them would wait for."""
+    with engines.session() as kept:
+        yield kept
+
+
+@pytest.fixture(scope="module", autouse=True)
+def released(kept: engines.Session) -> Iterator[None]:
+    """Each module's tests have all processors."""
+    yield
+    kept.release()

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jobs.engines import session
     from topicscale.model import TopicModel
 
-__all__ = ["TopicModel"]
+__all__ = ["TopicModel", "session"]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,4 +21,8 @@ def __getattr__(name: str) -> Any:
         from topicscale.model import TopicModel
 
         return TopicModel
+    if name == "session":
+        from jobs.engines import session
+
+        return session
     raise AttributeError(f"module 'topicscale' has no attribute {name!r}")
