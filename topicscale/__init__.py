@@ -1,7 +1,7 @@
 """topicscale: topic modelling for corpora that do not fit one machine, or may not leave it.
 
 This package is the core: mathematics as pure functions of arrays, the table contract, the store, and the Python API.
-Nothing in it imports Spark or Ray, :meth:`TopicModel.fit` apart, which starts the job when it is called.
+Nothing in it imports Spark or Ray, :meth:`TopicModel.fit` and :func:`session` apart, which do when they are called.
 """
 
 from __future__ import annotations
