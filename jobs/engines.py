@@ -65,10 +65,11 @@ class Session:
         """Keep Spark."""
         self._spark = how, brief, spark
 
-    def suits(self, how: Any, brief: bool) -> None:
-        """End the Spark that was left where a job needs another."""
+    def spark(self, how: Any, brief: bool) -> SparkSession | None:
+        """Return the Spark that was left; one that does not suit is ended."""
         if self._spark is not None and (self._spark[0] != how or (self._spark[1] and not brief) or not _alive(self._spark[2])):
             self._end_spark()
+        return self._spark[2] if self._spark is not None else None
 
     def _end_spark(self) -> None:
         held, self._spark = self._spark, None
@@ -152,8 +153,9 @@ class Engines:
 
             from spark import session
 
-            if _session is not None:
-                _session.suits(self._how, self._brief)
+            if _session is not None and (kept := _session.spark(self._how, self._brief)) is not None:
+                self._spark = kept
+                return kept
             began = time.monotonic()
             self._our_spark = SparkSession.getActiveSession() is None
             self._spark = session.start(
