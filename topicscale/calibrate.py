@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from sklearn.metrics import adjusted_mutual_info_score
 
 from topicscale import refine as refinement
 from topicscale.cluster import Clustering, Float32, Float64, Int32, Int64, cluster, local_min_cluster_size, local_statistics
@@ -93,6 +92,8 @@ def pilot(
     partitions : int
         Partitions of the job: the sample is divided into parts of about their size, at least 4.
     """
+    from sklearn.metrics import adjusted_mutual_info_score  # a second of import, which no refused command should wait for
+
     vectors = np.ascontiguousarray(vectors, dtype=np.float32)
     if len(vectors) > SAMPLE:
         vectors = vectors[np.sort(np.random.default_rng(config.seed).permutation(len(vectors))[:SAMPLE])]
