@@ -35,10 +35,3 @@ def kept() -> Iterator[engines.Session]:
     """What jobs of this process leave to the next: it is the same few runs' worth of imports that most of them would wait for."""
     with engines.session() as kept:
         yield kept
-
-
-@pytest.fixture(scope="module", autouse=True)
-def released(kept: engines.Session) -> Iterator[None]:
-    """Each module's tests have all processors."""
-    yield
-    kept.release()

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.command import topicscale
 from topicscale.store import Store
 
 ROOT = Path(__file__).parents[2]
 
 
-def topicscale(*arguments: str) -> subprocess.CompletedProcess[str]:
+def process(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "jobs.cli", *arguments], capture_output=True, text=True, cwd=ROOT, timeout=120)
 
 
@@ -145,7 +146,7 @@ def test_status_of_a_store_without_a_run(tmp_path) -> None:
 
 
 def test_help_names_every_command_and_the_exit_codes() -> None:
-    done = topicscale("--help")
+    done = process("--help")
     assert done.returncode == 0
     for word in ("run", "status", "topics", "report", "evaluate", "Exit codes"):
         assert word in done.stdout
@@ -153,6 +154,6 @@ def test_help_names_every_command_and_the_exit_codes() -> None:
 
 
 def test_errors_as_json(tickets, tmp_path) -> None:
-    done = topicscale("run", "--input", str(tickets), "--store", str(tmp_path / "store"), "--text-column", "txt", "--json")
+    done = process("run", "--input", str(tickets), "--store", str(tmp_path / "store"), "--text-column", "txt", "--json")
     error = json.loads(done.stderr.splitlines()[-1])
     assert (error["kind"], error["exit_code"]) == ("InputError", 2)
