@@ -134,7 +134,9 @@ def test_what_is_new_becomes_a_topic_and_what_was_there_stays(base, updated) -> 
     topics = {row["topic_id"]: row for row in after.read("topics").to_pylist()}
     for row in before.read("topics").to_pylist():
         same = topics[row["topic_id"]]
-        assert (same["topic_key"], same["label"], same["reference_vector"]) == (row["topic_key"], row["label"], row["reference_vector"])
+        assert (same["topic_key"], same["label"]) == (row["topic_key"], row["label"])
+        if row["topic_id"] >= 0:  # the outliers' is their mean
+            assert same["reference_vector"] == row["reference_vector"]
     assert sport["new_topics"]
     inside = [new[doc_id][0] in sport["new_topics"] for doc_id, _, _ in SPORT]
     assert np.mean(inside) > 0.8
