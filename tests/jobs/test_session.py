@@ -2,12 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import psutil
 import pytest
 
+from jobs.progress import Ui
+from jobs.run import run
 from tests import corpus
+from tests.jobs.compare import contents
+from topicscale import config
+
+
+def workers() -> set[int]:
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # one that ends this very moment
+            if "ray::Worker" in " ".join(process.cmdline()):
+                found.add(process.pid)
+    return found
+
+
+def test_jobs_of_a_session_share_workers_and_nothing_else(kept, tmp_path, spark, ray_layout) -> None:
+    some, all_of_them = corpus.write_csv(tmp_path / "some.csv", corpus.rows()[:120]), corpus.write_csv(tmp_path / "all.csv", corpus.rows())
+
+    def fit(source: Path, store: Path) -> None:
+        basic = {"input": {"paths": [str(source)], "id_column": "id"}, "partition": {"number": 2}, "topics": {"min_size": 5}}
+        run(config.load(values=basic), str(store), ui=Ui("quiet"))
+
+    kept.release()
+    fit(some, tmp_path / "alone")
+    first = workers()
+    assert first, "no worker was kept"
+    fit(all_of_them, tmp_path / "store")
+    shutil.rmtree(tmp_path / "store")
+    fit(some, tmp_path / "store")
+    assert workers() == first, "other workers than before"
+    assert contents(str(tmp_path / "store")) == contents(str(tmp_path / "alone"))
+
 
 PROGRAM = """
 import contextlib, shutil, sys, time
@@ -58,8 +94,8 @@ print("as expected")
 """
 
 
-@pytest.mark.timeout(400)
-def test_jobs_of_a_session_share_workers_and_nothing_else(tmp_path) -> None:
+@pytest.mark.slow
+def test_a_session_ends_what_it_started(tmp_path) -> None:
     source = tmp_path / "texts"
     source.write_text("\n".join(text for _, text, _ in corpus.rows()))
     done = subprocess.run(

@@ -163,6 +163,7 @@ def test_a_job_can_be_stopped_and_gone_on_with(cluster, source, local, tmp_path)
     assert contents(str(store)) == local
 
 
+@pytest.mark.slow
 def test_machines_may_die_while_others_join(cluster, source, local, tmp_path) -> None:
     """A Ray worker and a Spark worker are lost; another Ray worker comes."""
     store, log = tmp_path / "store", tmp_path / "log"
