@@ -45,7 +45,7 @@ def report() -> ReportData:
     topics = []
     for i in range(30):
         words = tuple(f"{WORDS[(i * 3 + j) % 20]}{i}" for j in range(8))
-        topics.append(Topic(i, 60 - i, f"{i}_" + "_".join(words[:4]), words, (f"An example of topic {i}.",), local_topics=4))
+        topics.append(Topic(i, 60 - i, "", words, (f"An example of topic {i}.",), local_topics=4))
     topics[5] = Topic(5, 55, ATTACK, (ATTACK, "hostile"), (ATTACK,), {ATTACK: Aspect((ATTACK,), ATTACK)})
     topics.append(Topic(-1, 40))
     return ReportData(
