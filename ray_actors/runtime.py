@@ -126,7 +126,12 @@ def start(config: RayConfig) -> tuple[Layout, bool]:
     ours = not _running()
     if ours:
         _init(config)
-    return held(config), ours
+    try:
+        return held(config), ours
+    except ResourceError:
+        if ours:
+            stop()  # nobody else would
+        raise
 
 
 def held(config: RayConfig) -> Layout:

@@ -38,7 +38,8 @@ def well_formed(result: Clustering, n: int) -> None:
     assert ((result.probabilities >= 0) & (result.probabilities <= 1)).all()
 
 
-@pytest.mark.parametrize("algorithm", ["evoc", "hdbscan", "fast_hdbscan", "kmeans"])
+# fast_hdbscan compiles its kernels anew in every process: most of a minute
+@pytest.mark.parametrize("algorithm", ["evoc", "hdbscan", pytest.param("fast_hdbscan", marks=pytest.mark.slow), "kmeans"])
 def test_every_algorithm_finds_clear_topics_and_repeats_itself(algorithm: str) -> None:
     vectors, true = blobs(5, 60)
     config = ClusterConfig(algorithm=algorithm, params={"n_clusters": 5} if algorithm == "kmeans" else {})
