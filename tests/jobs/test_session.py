@@ -46,17 +46,10 @@ def test_jobs_of_a_session_share_workers_and_nothing_else(kept, tmp_path, spark,
 
 
 PROGRAM = """
-import contextlib, shutil, sys, time
+import shutil, sys, time
 import psutil
+from tests.jobs.test_session import workers
 from topicscale import TopicModel, session
-
-def workers():
-    found = set()
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # one that ends this very moment
-            if "ray::Worker" in " ".join(process.cmdline()):
-                found.add(process.pid)
-    return found
 
 def fit(store, texts):
     # ids tell that nothing of another fit is left
