@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 from spark import ingest
 from spark.partitioning import by_column, by_hash, check_values
 from spark.reading import RAW, SOURCE
-from spark.tables import load, replace_table, save
+from spark.tables import load, replace_rows, replace_table
 from topicscale.config import Config
 from topicscale.errors import JobFailed
 from topicscale.inputs import InputPlan
@@ -127,5 +127,4 @@ def _fitted(frame: DataFrame, held: DataFrame, columns: list[str], changed: dict
 
 
 def _replace(frame: DataFrame, store_uri: str, name: str, batch: int) -> None:
-    writer = frame.write.format("delta").mode("overwrite").option("replaceWhere", f"partition_id LIKE '%{batch_suffix(batch)}'")
-    save(writer, store_uri, name)
+    replace_rows(frame, store_uri, name, where=f"partition_id LIKE '%{batch_suffix(batch)}'")

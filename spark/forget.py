@@ -10,7 +10,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from spark import ingest, terms
-from spark.tables import load, replace_table, save
+from spark.tables import load, replace_rows, replace_table
 from spark.words import has_dictionaries
 from topicscale.config import Config
 
@@ -33,8 +33,7 @@ def remove_documents(spark: SparkSession, config: Config, *, store_uri: str, ids
     kept = kept.select(*load(spark, store_uri, "documents").columns)
     listed = ", ".join(f"'{pid}'" for pid in partitions)  # a slug and hexadecimal digits: nothing to be quoted
     if partitions:
-        writer = kept.write.format("delta").mode("overwrite").option("replaceWhere", f"partition_id IN ({listed})")
-        save(writer, store_uri, "documents")
+        replace_rows(kept, store_uri, "documents", where=f"partition_id IN ({listed})")
         vectors = ["embedding"] if config.input.embedding_column else []
         measured = ingest.measure(spark, store_uri, vectors=vectors, where=touched)
         held = load(spark, store_uri, "partitions")

@@ -33,6 +33,11 @@ def replace_table(frame: DataFrame, store_uri: str, name: str, *, txn: Mapping[s
 
     With ``txn`` the commit carries the table's (application id, version), and Delta skips it when that version or a
     later one is there already: repeating the call changes nothing.
+
+    Raises
+    ------
+    StoreError
+        This run no longer holds the store.
     """
     writer = frame.write.format("delta").mode("overwrite").option("overwriteSchema", "true")
     if TABLES[name].partitioned:
@@ -40,16 +45,20 @@ def replace_table(frame: DataFrame, store_uri: str, name: str, *, txn: Mapping[s
     if txn is not None and name in txn:
         application, version = txn[name]
         writer = writer.option("txnAppId", application).option("txnVersion", version)
-    save(writer, store_uri, name)
+    _save(writer, store_uri, name)
 
 
-def save(writer: DataFrameWriter, store_uri: str, name: str) -> None:
-    """Commit what a writer holds to a table.
+def replace_rows(frame: DataFrame, store_uri: str, name: str, *, where: str) -> None:
+    """Replace the rows of a table that fit an SQL condition, in one commit; all of the frame's must fit it.
 
     Raises
     ------
     StoreError
         This run no longer holds the store.
     """
+    _save(frame.write.format("delta").mode("overwrite").option("replaceWhere", where), store_uri, name)
+
+
+def _save(writer: DataFrameWriter, store_uri: str, name: str) -> None:
     lease.check(store_uri)
     writer.save(table_uri(store_uri, name))

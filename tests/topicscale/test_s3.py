@@ -18,7 +18,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import DeltaError
 
-from spark.tables import save
+from spark.tables import replace_rows, replace_table
 from tests.s3_server import BUCKET, Proxy, reached
 from topicscale import lease, registry, storage
 from topicscale.config import Config, InputConfig, StorageConfig, fingerprint, load
@@ -269,10 +269,12 @@ def test_a_take_over_is_noticed_whatever_object_writes_and_however_the_server_an
         # the beat arrived, and says nothing of who holds the lock
         with pytest.raises(StoreError, match=r"held by run next.* meanwhile"):
             put(Store(uri), "p", 1, "a")
-        spark = Mock()
+        frame = Mock()
         with pytest.raises(StoreError, match="taken over"):
-            save(spark, uri, "documents")
-        spark.save.assert_not_called()
+            replace_rows(frame, uri, "documents", where="true")
+        with pytest.raises(StoreError, match="taken over"):
+            replace_table(frame, uri, "documents")
+        assert not [call for call in frame.mock_calls if call[0].endswith("save")]
 
 
 def test_who_slept_alone_goes_on(uri, asleep) -> None:

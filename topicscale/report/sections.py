@@ -134,7 +134,7 @@ def _topic(row: int, topic: Topic, hue: Mapping[int, int], most: int) -> str:
     named = not topic.label and topic.topic_id != OUTLIER
     words = topic.keywords[3:9] if named else topic.keywords[:6]
     others = " ".join(word for aspect in topic.aspects.values() for word in (aspect.label, *aspect.words))
-    find = escape(f"{topic.topic_id} {topic.name} {topic.label} {' '.join(topic.keywords)} {others}".lower())
+    find = escape(f"{topic.topic_id} {topic.name} {' '.join(topic.keywords)} {others}".lower())
     data = f'data-row="{row}" data-id="{topic.topic_id}" data-size="{topic.size}" data-name="{escape(topic.name)}" data-find="{find}"'
     opener = f'<button type="button" aria-expanded="false" aria-controls="d{row}">{escape(shorten(topic.name, 90))}</button>'
     return f"""<tr class="topic" {data}>
