@@ -381,7 +381,13 @@ def finetune(options: argparse.Namespace) -> str:
     data = Data(options.data)
     batch, steps = 128, options.steps
     rows, losses = [], {}
-    for name, deepspeed in (("alone", None), ("DeepSpeed ZeRO-1", "deepspeed-zero1"), ("DeepSpeed ZeRO-2", "deepspeed-zero2")):
+    kinds = {
+        "alone": {},
+        "alone, one checkpoint at the end": {"checkpoint_steps": steps},
+        "DeepSpeed ZeRO-1": {"deepspeed": "deepspeed-zero1"},
+        "DeepSpeed ZeRO-2": {"deepspeed": "deepspeed-zero2"},
+    }
+    for name, special in kinds.items():
         log = _Steps()
         settings: dict[str, Any] = {
             "steps": [{"recipe": "cosine", **data.scored}],
@@ -390,7 +396,7 @@ def finetune(options: argparse.Namespace) -> str:
             "epochs": 10,
             "batch_size": batch,
             "dropout": 0.0,
-            "deepspeed": deepspeed,
+            **special,
         }
         with tempfile.TemporaryDirectory() as folder:
             try:
@@ -418,6 +424,7 @@ def _plain(options: argparse.Namespace, batch: int, steps: int) -> float:
     """Return the pairs a second of sentence-transformers alone, from the end of its first step."""
     import csv
 
+    import torch
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
@@ -428,7 +435,7 @@ def _plain(options: argparse.Namespace, batch: int, steps: int) -> float:
     with (options.data / "stsb_train.tsv").open(encoding="utf-8") as file:
         lines = [line for line in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if len(line) > 6]
     given = Dataset.from_dict({"a": [r[5] for r in lines], "b": [r[6] for r in lines], "score": [float(r[4]) / 5 for r in lines]})
-    model = SentenceTransformer(str(resolve("all-MiniLM-L6-v2").path), device=options.device)
+    model = SentenceTransformer(str(resolve("all-MiniLM-L6-v2").path), device=options.device, model_kwargs={"dtype": torch.float32})
     marks: list[float] = []
 
     class Clock(TrainerCallback):

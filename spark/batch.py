@@ -11,11 +11,11 @@ from pyspark.sql import functions as F
 from spark import ingest
 from spark.partitioning import by_column, by_hash, check_values
 from spark.reading import RAW, SOURCE
-from spark.tables import load, replace_rows, replace_table
+from spark.tables import from_rows, load, replace_rows, replace_table
 from topicscale.config import Config
 from topicscale.errors import JobFailed
 from topicscale.inputs import InputPlan
-from topicscale.tables import batch_suffix
+from topicscale.tables import TABLES, batch_suffix
 
 _PRESENT, _CLASH = "_present", "_clash"
 
@@ -104,7 +104,7 @@ def add(
         if (written := sum(p.rows for p in partitions)) != new:
             raise JobFailed(f"The input changed while it was read: {new} documents were counted and {written} written. Run it again.")
         told = [(p.partition_id, p.value, p.rows, p.chars, p.digest) for p in partitions]
-        _replace(spark.createDataFrame(told, ingest.PARTITIONS_SCHEMA).coalesce(1), store_uri, "partitions", batch)
+        _replace(from_rows(spark, told, TABLES["partitions"].schema).coalesce(1), store_uri, "partitions", batch)
     finally:
         compared.unpersist()
     return BatchResult(total, new, present, dict(sorted(faults.items())), partitions, cleaned.renamed, changed)

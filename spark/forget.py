@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from spark import ingest, terms
-from spark.tables import load, replace_rows, replace_table
+from spark.tables import from_rows, load, replace_rows, replace_table
 from spark.words import has_dictionaries
 from topicscale.config import Config
+from topicscale.tables import TABLES
+
+IDS = pa.schema({"doc_id": pa.string()})
 
 
 def remove_documents(spark: SparkSession, config: Config, *, store_uri: str, ids: Sequence[str], partitions: Sequence[str]) -> int:
@@ -27,7 +31,7 @@ def remove_documents(spark: SparkSession, config: Config, *, store_uri: str, ids
     -----
     A repeated call finds nothing left to remove.
     """
-    gone = spark.createDataFrame([(doc_id,) for doc_id in ids], "doc_id string")
+    gone = from_rows(spark, [(doc_id,) for doc_id in ids], IDS)
     touched = F.col("partition_id").isin(list(partitions))
     kept = load(spark, store_uri, "documents").where(touched).join(F.broadcast(gone), "doc_id", "left_anti")
     kept = kept.select(*load(spark, store_uri, "documents").columns)
@@ -39,7 +43,7 @@ def remove_documents(spark: SparkSession, config: Config, *, store_uri: str, ids
         held = load(spark, store_uri, "partitions")
         values = {row["partition_id"]: row["value"] for row in held.select("partition_id", "value").collect()}
         told = [(pid, values.get(pid), rows, chars, digest) for pid, rows, chars, digest in measured]
-        fresh = held.where(~touched).unionByName(spark.createDataFrame(told, ingest.PARTITIONS_SCHEMA))
+        fresh = held.where(~touched).unionByName(from_rows(spark, told, TABLES["partitions"].schema))
         replace_table(fresh.coalesce(1), store_uri, "partitions")
     return _clean_quarantine(spark, store_uri, gone)
 
@@ -74,7 +78,7 @@ def remove_terms(
         # a term may have become too rare, which sums cannot tell: all is counted again
         terms.count_terms(spark, config.terms, store_uri=store_uri, cores=cores, txn=txn)
         return
-    gone = spark.createDataFrame([(doc_id,) for doc_id in ids], "doc_id string")
+    gone = from_rows(spark, [(doc_id,) for doc_id in ids], IDS)
     documents = load(spark, store_uri, "documents", version=versions["documents"]).join(F.broadcast(gone), "doc_id")
     assignments = load(spark, store_uri, "assignments", version=versions["assignments"])
     counted = terms.counts(terms.with_topics(spark, documents, assignments, cores), config.terms, dictionaries=has_dictionaries(spark))

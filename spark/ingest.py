@@ -12,19 +12,17 @@ from pyspark.sql import functions as F
 from spark.cleaning import CONTENT, REASON, Clean, clean
 from spark.partitioning import MAX_VALUES, Partitioner, by_column, by_hash, check_values, short_hash
 from spark.reading import LATE, LOST, RAW, SOURCE, read, with_late
-from spark.tables import load, replace_table
+from spark.tables import from_rows, load, replace_table
 from topicscale.config import Config, fingerprint
 from topicscale.errors import InputError, JobFailed
 from topicscale.inputs import InputPlan, inspect
-from topicscale.tables import QUARANTINE_REASONS
+from topicscale.tables import QUARANTINE_REASONS, TABLES
 
 Txn = Mapping[str, tuple[str, int]]
 """Table -> the transaction application id and version that make its write repeatable."""
 
 MOST_LATE = 100
 """Columns that are made of keys which a file's head did not show. Where keys are data, there is no end of them."""
-
-PARTITIONS_SCHEMA = "partition_id string, value string, rows bigint, chars bigint, digest string"
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,8 @@ def ingest(
     written = sum(partition.rows for partition in partitions)
     if written != good:  # before the last table, which is what makes ingest count as done
         raise JobFailed(f"The input changed while it was read: {good} documents were counted and {written} written. Run the job again.")
-    frame = spark.createDataFrame([(p.partition_id, p.value, p.rows, p.chars, p.digest) for p in partitions], PARTITIONS_SCHEMA)
+    told = [(p.partition_id, p.value, p.rows, p.chars, p.digest) for p in partitions]
+    frame = from_rows(spark, told, TABLES["partitions"].schema)
     replace_table(frame.coalesce(1), store_uri, "partitions", txn=txn)
     return IngestResult(total, good, dict(sorted(faults.items())), partitions, cleaned.renamed, cleaned.changed)
 
@@ -236,7 +235,7 @@ def refused(spark: SparkSession, frame: DataFrame, faults: Mapping[str | None, i
     """Return the rows of ``quarantine``."""
     columns = [F.col(SOURCE).alias("source"), F.col(REASON).alias("reason"), F.col(RAW).alias("raw"), F.col("_id").alias("doc_id")]
     if not faults:
-        return spark.createDataFrame([], "source string, reason string, raw string, doc_id string")
+        return from_rows(spark, [], TABLES["quarantine"].schema)
     rejected = frame.where(F.col(REASON).isNotNull())
     if "duplicate_id" in faults:
         again = (

@@ -11,7 +11,6 @@ import queue
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -325,7 +324,6 @@ def _settings(
         "spark.master": master,
         "spark.submit.deployMode": "client",
         "spark.driver.memory": config.driver_memory,
-        "spark.pyspark.python": sys.executable,
     }
     if local:
         settings |= {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import pyarrow as pa
 from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
 
 from topicscale import lease
@@ -26,6 +28,17 @@ def load(spark: SparkSession, store_uri: str, name: str, *, version: int | None 
     if version is not None:
         reader = reader.option("versionAsOf", version)
     return reader.load(table_uri(store_uri, name))
+
+
+def from_rows(spark: SparkSession, rows: Iterable[Sequence[Any]], schema: pa.Schema) -> DataFrame:
+    """Return a data frame of rows in hand.
+
+    It goes to Spark as Arrow. Rows of Python objects would be read by Python workers, on whatever is called ``python3`` where the
+    executors run, which may be another version than this one, or be missing.
+    """
+    columns = list(zip(*rows, strict=True)) or [()] * len(schema)
+    arrays = [pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
+    return spark.createDataFrame(pa.Table.from_arrays(arrays, schema=schema))
 
 
 def replace_table(frame: DataFrame, store_uri: str, name: str, *, txn: Mapping[str, tuple[str, int]] | None = None) -> None:

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from pyspark import StorageLevel
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from spark.tables import load, replace_table
+from spark.tables import from_rows, load, replace_table
 from spark.words import has_dictionaries, ngrams, without, words
 from topicscale.config import TermsConfig
 from topicscale.terms import stop_words
@@ -68,7 +69,8 @@ def with_topics(
     spark: SparkSession, documents: DataFrame, assignments: DataFrame, cores: Sequence[float] | NDArray[np.float32]
 ) -> DataFrame:
     """Return ``topic_id``, ``text`` and ``core`` (whether it is of its topic's core) of the documents that are assigned."""
-    least = spark.createDataFrame([(topic, float(core)) for topic, core in enumerate(cores)], "topic_id int, least float")
+    schema = pa.schema({"topic_id": pa.int32(), "least": pa.float32()})
+    least = from_rows(spark, [(topic, float(core)) for topic, core in enumerate(cores)], schema)
     assigned = assignments.select("doc_id", "partition_id", "topic_id", "probability").join(F.broadcast(least), "topic_id", "left")
     # outliers have no core: all of them tell what outliers are like
     assigned = assigned.withColumn("core", F.coalesce(F.col("probability") >= F.col("least"), F.lit(True)))
@@ -206,6 +208,6 @@ def weigh(
 
     whole, core = (sum(numbers) for numbers in zip(*totals.values(), strict=True)) if totals else (0, 0)
     rows = [(topic, *numbers) for topic, numbers in sorted(totals.items())]
-    sizes = spark.createDataFrame(rows, "topic_id int, total bigint, core_total bigint")
+    sizes = from_rows(spark, rows, pa.schema({"topic_id": pa.int32(), "total": pa.int64(), "core_total": pa.int64()}))
     joined = counted.join(F.broadcast(sizes), "topic_id")
     return joined.select("topic_id", "term", "count", "documents", weight("", whole), "core_count", weight("core_", core))

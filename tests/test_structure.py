@@ -50,6 +50,12 @@ def test_spark_code_also_runs_over_connect() -> None:
             assert word not in text, f"{path}: {word}"
 
 
+def test_rows_reach_spark_as_arrow() -> None:
+    """See `spark.tables.from_rows`: rows of Python objects need a Python of this version where the executors run."""
+    for path in [*(ROOT / "spark").rglob("*.py"), *(ROOT / "jobs").rglob("*.py")]:
+        assert path.read_text(encoding="utf-8").count("createDataFrame") == (path.name == "tables.py"), path
+
+
 def test_nothing_is_pickled() -> None:
     for package in MAY_IMPORT:
         for path in (ROOT / package).rglob("*.py"):

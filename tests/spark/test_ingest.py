@@ -64,6 +64,13 @@ def _write(folder, kind):
     return path
 
 
+def test_executors_need_no_python(spark, tmp_path, monkeypatch) -> None:
+    """What is called python3 where they run may be of another version, or missing."""
+    monkeypatch.setattr(spark.sparkContext, "pythonExec", "no-such-python")
+    result, *_ = _run(spark, tmp_path, _write(tmp_path, "jsonl"))
+    assert result.documents == len(TEXTS)
+
+
 @pytest.mark.parametrize("kind", ["csv", "csv.gz", "csv.zst", "tsv", "jsonl", "jsonl.gz", "jsonl.zst", "txt", "txt.gz", "parquet", "delta"])
 def test_a_format_gives_its_texts(spark, tmp_path, kind):
     if kind.endswith(".zst") and subprocess.run(["which", "zstd"], capture_output=True, check=False).returncode:
