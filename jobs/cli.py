@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import logging
 import os
 import signal
 import sys
@@ -47,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parser().parse_args(given)
     # a cluster manager stops a job with SIGTERM: leave the store as Ctrl-C does
     signal.signal(signal.SIGTERM, _interrupt)
+    # py4j logs the traceback of what it raises, an interrupt too, to its own logger and to the root
+    logging.getLogger().addFilter(_no_py4j)
+    logging.getLogger("py4j").setLevel(logging.CRITICAL)
     try:
         if options.storage is not None:
             storage.use(load(file=options.storage).storage)
@@ -512,9 +516,13 @@ def _complain(options: argparse.Namespace, error: object, code: int) -> int:
 
 
 def _interrupt(*_: object) -> None:
-    # Ray's own handler, which comes first, aborts the process by an alarm after 3 s: too soon for what is left to be tidied up
+    # while Ray starts its own handler comes first, and aborts the process by an alarm after 3 s: too soon for what is to be tidied up
     signal.alarm(0)
     raise KeyboardInterrupt
+
+
+def _no_py4j(record: logging.LogRecord) -> bool:
+    return "while sending command" not in record.getMessage()
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {

@@ -167,10 +167,7 @@ class Engines:
     @property
     def pool(self) -> Pool:
         """The Ray workers."""
-        self.begin()
-        self._started.wait()
-        if self._error is not None:
-            raise self._error
+        self._wait()
         if self._pool is None:  # it was released
             assert self._layout is not None
             self._pool = self.workers(self._layout, grows=True)
@@ -191,13 +188,17 @@ class Engines:
 
     def release(self) -> None:
         """Leave Ray running without workers, so that others can have their processors and memory. The next use starts new ones."""
+        self._wait()
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def _wait(self) -> None:
         self.begin()
         self._started.wait()
         if self._error is not None:
             raise self._error
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
+        runtime.keep_signals()
 
     def begin(self, **warm: Any) -> None:
         """Start Ray in the background; ``warm`` maps worker methods to the arguments to call them with at once."""

@@ -7,7 +7,9 @@ import json
 import math
 import os
 import secrets
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -231,6 +233,13 @@ def _quiet() -> None:
     from ray._private import worker
 
     worker._worker_logs_enabled = False
+
+
+def keep_signals() -> None:
+    """Take SIGTERM back from Ray, whose handler prints a stack trace first. Only the main thread can."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def is_open(config: RayConfig) -> bool:
