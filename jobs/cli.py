@@ -28,8 +28,6 @@ from topicscale.texts import printable
 
 DONE, FAILED, BAD_REQUEST, INTERRUPTED = 0, 1, 2, 130
 ENGINES = {
-    "py4j": "Spark",
-    "pyspark": "Spark",
     "grpc": "Spark",
     "ray": "Ray",
     "deltalake": "A Delta table",
@@ -74,11 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         engine = ENGINES.get(type(error).__module__.partition(".")[0])
         if engine is None:
             raise  # a bug of ours: its traceback is what helps
-        try:
-            text = str(error)
-        except Exception:  # pyspark's own asks the JVM, which has ended
-            text = getattr(error, "_desc", "")
-        why = " ".join(text.split("\n\tat ")[0].split())[:1000] or type(error).__name__
+        why = " ".join(str(error).split())[:1000] or type(error).__name__
         return _complain(options, f"{engine} failed: {why}. What is finished is kept: run the same command again to go on.", FAILED)
 
 

@@ -89,6 +89,12 @@ def opened(store: Store, config: Config, run_id: str, ui: Ui, *, rows: int | Non
     except KeyboardInterrupt:
         ui.log("warning", f"Interrupted. What is finished is kept: run the same command again to go on. (store {store.uri})")
         raise
+    except Exception as error:
+        from spark.session import said
+
+        if why := said(error):
+            raise JobFailed(f"Spark failed: {why}. What is finished is kept: run the same command again to go on.") from error
+        raise
     finally:
         try:
             job.flush()

@@ -6,6 +6,7 @@ here only because a classic session must be given the process it runs in.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import shutil
@@ -15,7 +16,7 @@ import tempfile
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -92,6 +93,7 @@ def start(
     if (config.where or "").startswith("spark://"):
         _knock(config.where or "", 7077, "Spark master")
     check(remote)
+    _own_home(say)
     settings = _settings(
         config, jars=jars or jar_folder(), app_name=app_name, brief=brief, record_classes=record_classes, remote=tuple(remote)
     )
@@ -99,7 +101,8 @@ def start(
     log = tempfile.TemporaryFile()  # noqa: SIM115  the JVM writes to it for as long as it lives
     try:
         # the JVM's own streams go to a file: what it says at start-up belongs in an error message, not on a console
-        gateway = launch_gateway(conf, popen_kwargs={"stdout": log, "stderr": log})
+        with _no_defaults() if _is_local(config) else contextlib.nullcontext():
+            gateway = launch_gateway(conf, popen_kwargs={"stdout": log, "stderr": log})
         if SECRET in os.environ and not _is_local(config):
             # now, and not before: the gateway puts what it is given on a command line
             conf.set("spark.authenticate", "true").set("spark.authenticate.secret", os.environ[SECRET])
@@ -162,6 +165,47 @@ def check_java() -> int:
             f"Spark needs Java {wanted}. Got {quoted[1] if len(quoted) > 1 else 'an unknown version'!r} instead. {_JAVA_HINT}"
         )
     return release
+
+
+def _own_home(say: Callable[[str], None]) -> None:
+    """Let the Spark start that came with pyspark, where SPARK_HOME names another version's.
+
+    pyspark would start that one, whose JVM understands neither this pyspark nor Delta's jars.
+    """
+    import pyspark
+
+    home = os.environ.get("SPARK_HOME")
+    if home and not any(Path(home, "jars").glob(f"spark-core_*-{pyspark.__version__}.jar")):
+        os.environ["SPARK_HOME"] = str(Path(pyspark.__file__).parent)
+        say(f"SPARK_HOME is not used: there is no Spark {pyspark.__version__} in {home}. The one that came with pyspark is started.")
+
+
+@contextlib.contextmanager
+def _no_defaults() -> Iterator[None]:
+    """Keep spark-defaults.conf from a Spark that is started within: it is about a cluster, whose packages and catalogs are not here."""
+    held = os.environ.get("SPARK_CONF_DIR")
+    with tempfile.TemporaryDirectory() as empty:
+        os.environ["SPARK_CONF_DIR"] = empty
+        try:
+            yield
+        finally:
+            if held is None:
+                del os.environ["SPARK_CONF_DIR"]
+            else:
+                os.environ["SPARK_CONF_DIR"] = held
+
+
+def said(error: BaseException) -> str | None:
+    """Return in a line what an error of Spark says, and None for another's. Its JVM is asked, so it must not have been stopped."""
+    if type(error).__module__.partition(".")[0] not in ("py4j", "pyspark"):
+        return None
+    text = ""
+    with contextlib.suppress(Exception):  # the JVM died, and has taken it along
+        cause = getattr(error, "java_exception", None)
+        while cause is not None and cause.getCause() is not None:
+            cause = cause.getCause()
+        text = str(error) if cause is None else cause.toString()
+    return " ".join(text.split("\n\nJVM stacktrace")[0].split("\n\tat ")[0].split())[:1000] or type(error).__name__
 
 
 def _connect(config: SparkConfig, app_name: str, timeout: float, kinds: Collection[str] = ()) -> SparkSession:
@@ -242,7 +286,7 @@ _SESSION = {
     "spark.ui.showConsoleProgress": "false",
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
-    "spark.sql.warehouse.dir": str(Path(tempfile.gettempdir()) / "topicscale-warehouse"),
+    "spark.sql.warehouse.dir": (Path(tempfile.gettempdir()) / "topicscale-warehouse").as_uri(),
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.adaptive.enabled": "true",
     # per-file minima of ids and texts help no reader of ours, and would put texts into the log

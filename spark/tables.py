@@ -19,7 +19,9 @@ def table_uri(store_uri: str, name: str) -> str:
 
 def spelt(uri: str) -> str:
     """Return an address as Spark's file systems spell it."""
-    return "s3a://" + uri.removeprefix("s3://") if uri.startswith("s3://") else uri
+    if uri.startswith("s3://"):
+        return "s3a://" + uri.removeprefix("s3://")
+    return uri if "://" in uri else f"file://{uri}"  # where Hadoop is set up, a plain path is one of its own file system
 
 
 def load(spark: SparkSession, store_uri: str, name: str, *, version: int | None = None) -> DataFrame:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -215,3 +219,30 @@ def test_two_runs_on_one_store(source, finished) -> None:
     store, _ = finished
     with Store(store).lock("the-other-run"), pytest.raises(StoreError, match="the-other-run"):
         run(settings(source), store, ui=QUIET)
+
+
+def process(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command, root = [sys.executable, "-m", "jobs.cli", *arguments], Path(__file__).parents[2]
+    return subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=240, env={**os.environ, **variables})
+
+
+def test_another_spark_of_the_machine_is_not_in_the_way(source, tmp_path) -> None:
+    """Where data engineers work: Spark and Hadoop are set up for a cluster, in other versions, and python3 is another too."""
+    site = "<configuration><property><name>fs.defaultFS</name><value>hdfs://127.0.0.1:9/</value></property></configuration>"
+    (tmp_path / "core-site.xml").write_text(site)
+    (tmp_path / "spark-defaults.conf").write_text("spark.master yarn\nspark.jars.packages no.such:package:1\n")
+    (tmp_path / "python3").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "python3").chmod(0o755)
+    here = dict.fromkeys(("SPARK_HOME", "SPARK_CONF_DIR", "HADOOP_CONF_DIR"), str(tmp_path))
+    done = process("run", "--input", str(source), "--store", str(tmp_path / "store"), **here, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert done.returncode == 0, done.stderr
+    assert "SPARK_HOME is not used" in done.stderr
+    assert len(Store(tmp_path / "store").read("documents")) == 200
+
+
+def test_what_spark_says_of_its_failure_is_said(source, tmp_path) -> None:
+    broken = "spark.conf={spark.hadoop.fs.file.impl: no.such.Class}"
+    done = process("run", "--input", str(source), "--store", str(tmp_path / "store"), "--set", broken)
+    assert done.returncode == 1
+    assert "error: Spark failed: java.lang.ClassNotFoundException: Class no.such.Class not found. What is finished is kept" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,11 +1,13 @@
 """Starting and ending Spark: quietly, on loopback, and never outliving the job."""
 
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import psutil
+import pyspark
 import pytest
 
 from spark import session
@@ -69,6 +71,16 @@ def test_the_user_has_the_last_word_on_settings():
     settings = session._settings(config, jars=Path("nowhere"), app_name="x", brief=False, record_classes=False)
     assert (settings["spark.sql.shuffle.partitions"], settings["spark.ui.enabled"]) == ("3", "true")
     assert settings["spark.jars.packages"].split(",") == packages()
+
+
+def test_the_spark_that_came_with_pyspark_is_started(monkeypatch, tmp_path):
+    said: list[str] = []
+    monkeypatch.setenv("SPARK_HOME", str(tmp_path))  # where another version lies, on many engineers' machines
+    session._own_home(said.append)
+    assert os.environ["SPARK_HOME"] == str(Path(pyspark.__file__).parent)
+    assert "SPARK_HOME is not used" in said.pop()
+    session._own_home(said.append)
+    assert not said, "it is there now"
 
 
 def test_an_address_is_said_without_its_token(monkeypatch):
