@@ -27,6 +27,8 @@ from topicscale.represent.view import View
 NO_LABEL, NOTHING = "the answer was no label", "no document and no keyword to show"
 FORMS = 3
 """Keywords that are tried beside a label that finds another topic."""
+MOST_KEYWORDS = 6
+"""Keywords that name a topic which gets no label, where three find another topic."""
 UNFOUND = "no label finds the topic as well as its keywords"
 """How reasons begin that asking again would not change, with those of limits. Others may be gone the next time."""
 
@@ -119,7 +121,8 @@ def name_topics(
         labels = distinct({topic: c.label for topic, c in chosen.items() if topic not in taken}, keywords, {**kept, **taken})
         if checked:
             enough = {topic: max(config.place, shown[topic].rank) for topic in order}
-            for topic, place in _sharpen(asker, rows, labels, chosen, keywords, {*kept.values(), *taken.values()}, enough).items():
+            others = {*kept.values(), *taken.values()}
+            for topic, place in _sharpen(asker, rows, labels, chosen, keywords, others, config.place, enough).items():
                 reasons[topic] = f"{UNFOUND}: at place {place}, by its keywords at {shown[topic].rank}"
                 del chosen[topic], labels[topic]
                 if topic in before:
@@ -127,7 +130,7 @@ def name_topics(
         # what goes by another name may be described by any label
         labels |= {topic: c.label for topic, c in chosen.items() if topic in taken}
         fallback = {topic: reasons.get(topic, "no answer") for topic in order if topic not in labels and topic not in kept}
-        labels |= {topic: shown[topic].label for topic in fallback}
+        labels |= _by_keywords(asker, rows, {topic: shown[topic] for topic in fallback}, keywords, checked)
         final = {topic: _Candidate(label) for topic, label in (labels | kept).items()}
         if checked:
             _rank(asker, rows, list(final.items()))
@@ -231,21 +234,37 @@ def _sharpen(
     chosen: Mapping[int, _Candidate],
     keywords: Mapping[int, Sequence[str]],
     others: set[str],
+    wanted: int,
     enough: Mapping[int, int],
 ) -> dict[int, int]:
-    """Add a keyword to labels that find another topic than their own; return the place of those that do not find it with one either."""
+    """Add a keyword to labels that find another topic than their own, so that they find it at the place that is wanted, or at a better one.
+
+    Return the place of those that do not find it well enough, with a keyword either.
+    """
     final = {topic: _Candidate(label) for topic, label in labels.items()}
     _rank(asker, rows, list(final.items()))
-    short = {topic: c.rank for topic, c in final.items() if c.rank > enough[topic]}
-    tried = [(topic, _Candidate(form)) for topic in short for form in sharpened(chosen[topic].label, keywords[topic], FORMS)]
+    place = {topic: c.rank for topic, c in final.items() if c.rank > wanted}
+    tried = [(topic, _Candidate(form)) for topic in place for form in sharpened(chosen[topic].label, keywords[topic], FORMS)]
     _rank(asker, rows, tried)
-    used = {normalised(label) for topic, label in labels.items() if topic not in short} | {normalised(label) for label in others}
+    used = {normalised(label) for label in (*labels.values(), *others)}
     for topic, form in tried:
-        if topic in short and form.rank <= enough[topic] and normalised(form.label) not in used:
+        if wanted < place[topic] > form.rank <= enough[topic] and normalised(form.label) not in used:
             used.add(normalised(form.label))
-            labels[topic] = form.label
-            del short[topic]
-    return short
+            labels[topic], place[topic] = form.label, form.rank
+    return {topic: found for topic, found in place.items() if found > enough[topic]}
+
+
+def _by_keywords(
+    asker: Asker, rows: Sequence[Mapping[str, Any]], shown: Mapping[int, _Candidate], keywords: Mapping[int, Sequence[str]], checked: bool
+) -> dict[int, str]:
+    """Return keywords as labels: three of them, or the fewest more by which the topic is found at a better place."""
+    forms = {topic: [few] for topic, few in shown.items()}
+    if checked:
+        for topic, found in forms.items():
+            most = MOST_KEYWORDS if found[0].rank > 1 else 0
+            found += [_Candidate(", ".join(keywords[topic][:n])) for n in range(4, min(most, len(keywords[topic])) + 1)]
+        _rank(asker, rows, [(topic, form) for topic, found in forms.items() for form in found[1:]])
+    return {topic: min(found, key=lambda form: form.rank).label for topic, found in forms.items()}
 
 
 def _measures(

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -20,6 +21,7 @@ from jobs.label import label
 from jobs.merge import merge
 from jobs.progress import Ui
 from jobs.run import run
+from jobs.stages import naming
 from jobs.update import update
 from tests import corpus
 from tests.model_server import serving
@@ -344,3 +346,32 @@ def test_a_pool_with_a_killed_worker_names_every_topic_once(store) -> None:
     assert int(said) == sum(row["status"] == "ok" for row in rows.values())
     assert len(set(answers(store))) == len(answers(store)) >= 8, "every prompt was answered, and none twice"
     assert all("no label" in row["detail"] or "max_topics" in row["detail"] for row in rows.values() if row["status"] != "ok")
+
+
+class Colours:
+    """Embeds texts by the colours that they name."""
+
+    def embed(self, texts, *, dimensions):
+        rows = np.array([[3 * ("red" in text) + ("rust" in text), 2 * ("blue" in text)] for text in map(str.lower, texts)], np.float32)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+COLOURS = [
+    {"topic_id": -1, "reference_vector": []},
+    {"topic_id": 0, "reference_vector": [1, 0]},
+    {"topic_id": 1, "reference_vector": [0, 1]},
+]
+
+
+def test_labels_that_find_another_topic_get_a_keyword_even_where_the_keywords_find_no_better() -> None:
+    labels = {0: "Blue things"}
+    given = {"keywords": {0: ["rust", "red"]}, "others": set(), "wanted": 1, "enough": {0: 2}}
+    assert naming._sharpen(Colours(), COLOURS, labels, {0: naming._Candidate("Blue things")}, **given) == {}
+    assert "red" in labels[0]
+
+
+def test_a_topic_without_a_label_goes_by_as_many_keywords_as_find_it() -> None:
+    shown = {0: naming._Candidate("blue, sky, rust", 2), 1: naming._Candidate("blue, sky, sea", 1)}
+    keywords = {0: ["blue", "sky", "rust", "sea", "red", "clay"], 1: ["blue", "sky", "sea", "red"]}
+    found = naming._by_keywords(Colours(), COLOURS, shown, keywords, True)
+    assert found == {0: "blue, sky, rust, sea, red", 1: "blue, sky, sea"}
