@@ -232,7 +232,7 @@ def parser() -> argparse.ArgumentParser:
     benchmark.epilog = (
         "examples:\n"
         "  topicscale benchmark --output rates.yaml\n"
-        "  topicscale benchmark --output rates.yaml --input tickets.csv --text-column body --documents 50000\n"
+        "  topicscale benchmark --output rates.yaml --input tickets.csv --text-column body\n"
         "  topicscale benchmark --output rates.yaml --ray auto --spark spark://host:7077 --spark-cores 64 --folder /shared/tmp"
     )
     benchmark.add_argument("--output", required=True, metavar="FILE", help="the rates, as YAML")
@@ -240,7 +240,7 @@ def parser() -> argparse.ArgumentParser:
         "--input", nargs="+", metavar="PATH", help="a corpus, as run takes it (default: docstrings of the installed packages)"
     )
     benchmark.add_argument("--text-column", metavar="C[,C]", help="column(s) with the text (default: text)")
-    benchmark.add_argument("--documents", default="20000", metavar="N", help="of the docstrings (default: 20000)")
+    benchmark.add_argument("--documents", metavar="N", help="of the docstrings, without --input (default: 20000)")
     benchmark.add_argument("--ray", metavar="ADDRESS", help="a running Ray cluster (default: this machine)")
     benchmark.add_argument("--spark", metavar="MASTER", help="a Spark master or sc://... (default: this machine)")
     benchmark.add_argument("--spark-cores", type=int, metavar="N", help="of all executors together; required with --spark")

@@ -35,12 +35,12 @@ from topicscale.algorithms import limited
 from topicscale.capacity import DIMENSIONS, Rate, write_rates
 from topicscale.cluster import local_min_cluster_size, unit
 from topicscale.config import Config, InputConfig
-from topicscale.errors import RequestError
+from topicscale.errors import JobFailed, RequestError
 from topicscale.merge import Leaves, merge
 from topicscale.refine import ALL, assign
 from topicscale.store import Store, UnitWrite, write_part
 
-FEW, LEAST = 2_000, 5_000
+DOCUMENTS, FEW, LEAST = 20_000, 2_000, 5_000
 """Documents of the first run, and of the smallest sample that says something."""
 MANY = 200_000
 """Documents that Spark alone reads and counts."""
@@ -72,7 +72,7 @@ def benchmark(
     config: Config,
     output: str,
     *,
-    documents: int = 20_000,
+    documents: int | None = None,
     spark_cores: int | None = None,
     folder: str | None = None,
     ui: Ui | None = None,
@@ -84,7 +84,7 @@ def benchmark(
     config : Config
         Without ``input.paths`` the sample is of docstrings of the installed packages.
     documents : int
-        Docstrings in the sample.
+        Docstrings in the sample (default: 20,000). A corpus is measured whole.
     spark_cores : int, optional
         Cores of the cluster that Spark runs on; needed where it is not this machine.
     folder : str, optional
@@ -96,6 +96,9 @@ def benchmark(
         The request is wrong; nothing was started.
     """
     ui = ui or Ui()
+    if documents is not None and config.input.paths:
+        raise RequestError("--documents is of docstrings, and an input is taken whole. Give one of --input and --documents.")
+    documents = DOCUMENTS if documents is None else documents
     if documents < LEAST:
         raise RequestError(f"--documents must be at least {LEAST:,}: a smaller sample tells of start-up alone. Got {documents:,} instead.")
     if not Path(output).resolve().parent.is_dir():
@@ -122,6 +125,10 @@ def benchmark(
             few = _run(_on_docstrings(config, inside / "few.jsonl", FEW), inside / "few", ui)
             given = config if config.input.paths else _on_docstrings(config, inside / "sample.jsonl", documents)
             sample = _run(given, inside / "sample", ui)
+            if sample.documents < LEAST:
+                raise RequestError(
+                    f"The input must hold at least {LEAST:,} documents: fewer tell of start-up alone. Got {sample.documents:,} instead."
+                )
             many = _spark_alone(config, inside, ui)
     finally:
         if ours:
@@ -170,11 +177,14 @@ def _on_docstrings(config: Config, path: Path, documents: int) -> Config:
 
 def _run(config: Config, folder: Path, ui: Ui) -> Measured:
     result = run(config, str(folder), ui=ui)
+    if result.failed:
+        stage, units = next(iter(result.failed.items()))
+        raise JobFailed(f"A rate cannot be measured where units fail: {stage} of {len(units)}, {next(iter(units.values()))}")
     store = Store(folder)
     units: dict[str, list[tuple[int, float]]] = {}
     detail: dict[str, dict[str, Any]] = {}
     for row in store.read("runs").to_pylist():
-        told = json.loads(row["detail"]) if row["detail"] else {}
+        told = json.loads(row["detail"]) if row["detail"] and row["status"] == "done" else {}
         if row["partition_id"] is not None and row["status"] == "done":
             units.setdefault(row["stage"], []).append((row["rows"], row["seconds"]))
         held = detail.setdefault(row["stage"], {})
@@ -246,7 +256,7 @@ def _rates(few: Measured, sample: Measured, many: SparkAlone, layout: Layout, sp
     # what a run takes beside its units and what is told apart below
     constant = few.seconds["total"] - sum(few.seconds.get(stage, 0.0) for stage in ("calibrate", "refine", "map", "publish"))
     constant -= sum(seconds for stage in ("embed", "cluster", "assign") for _, seconds in few.units[stage]) / layout.actors
-    return {
+    rates = {
         "start": max(constant, 1.0),
         "ingest": _beyond(few, many, "ingest") / spark_cores,
         "tokenize": made,
@@ -264,6 +274,9 @@ def _rates(few: Measured, sample: Measured, many: SparkAlone, layout: Layout, sp
         "vector_bytes": sample.table_bytes["embeddings"] / (sample.documents * sample.dimensions),
         "row_bytes": sample.table_bytes["assignments"] / sample.documents,
     }
+    if sample.partitions == 1:
+        del rates["leaves"]  # the topics of many partitions are smaller ones, see cluster.local_min_cluster_size
+    return rates
 
 
 def _beyond(few: Measured, many: SparkAlone, stage: str) -> float:

@@ -183,7 +183,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     found = benchmark(
         config,
         options.output,
-        documents=_number(options.documents, "--documents"),
+        documents=None if options.documents is None else _number(options.documents, "--documents"),
         spark_cores=options.spark_cores,
         folder=options.folder,
         ui=_ui(options),

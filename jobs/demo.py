@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from topicscale.errors import TopicscaleError
+from topicscale.errors import JobFailed, RequestError, TopicscaleError
 
 DOCUMENTS, PARTITIONS, SHOWN = 20_000, 4, 20
 
@@ -36,6 +36,8 @@ def demo(folder: Path, *, documents: int = DOCUMENTS, partitions: int = PARTITIO
     from jobs.run import run
     from topicscale.config import Config
 
+    if documents < 1:
+        raise RequestError(f"--documents must be at least 1. Got {documents} instead.")
     began = time.monotonic()
     source = corpus(folder, documents)
     print(f"corpus: {source} ({time.monotonic() - began:.0f} s)", file=sys.stderr)
@@ -58,6 +60,8 @@ def demo(folder: Path, *, documents: int = DOCUMENTS, partitions: int = PARTITIO
         f"{time.monotonic() - began:.0f} s{skipped}. The {min(SHOWN, result.topics)} largest topics are above."
     )
     print(f"Tables: {store}\nReport: {written}")
+    if result.failed:
+        raise JobFailed(f"Units failed in {', '.join(result.failed)}. See `topicscale status --store {store}`; the same command goes on.")
     return written
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+from deltalake.exceptions import DeltaError
 
 from topicscale.diff import KINDS, MIN_CHANGE, compare
 from topicscale.errors import RequestError, StoreError
@@ -80,7 +81,7 @@ def diff(before: str, after: str, *, min_change: float = MIN_CHANGE) -> dict[str
     one, other = _open(before), _open(after)
     try:
         flows, ids_differ = _flows(one, other)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, DeltaError) as error:
         raise _removed(error) from error
     one_space = len(one.spaces | other.spaces) == 1 and _same_width(one.side, other.side)
     if flows is None and not one_space and len(one.side.ids) and len(other.side.ids):
@@ -169,7 +170,7 @@ def _open(target: str) -> _End:
     try:
         topics = store.read("topics", TOPICS)
         sites = store.read("site_topics", ["embedding_space", "embedding_model"]) if "site_topics" in snapshot.versions else None
-    except FileNotFoundError as error:
+    except (FileNotFoundError, DeltaError) as error:
         raise _removed(error) from error
     spaces, models = (
         sorted({str(value) for value in (sites[column].to_pylist() if sites is not None else []) if value})
@@ -221,8 +222,11 @@ def _is_store(path: str) -> bool:
         return False
 
 
-def _removed(error: FileNotFoundError) -> StoreError:
-    return StoreError(f"Files of an older generation were removed (by `forget`, or a vacuum). Name a newer one. What was missing: {error}")
+def _removed(error: Exception) -> StoreError:
+    return StoreError(
+        "Files of an older generation were removed (by `forget`, a vacuum, or Delta's own clearing of logs older than a month). "
+        f"Name a newer one. What was missing: {error}"
+    )
 
 
 def _about(end: _End) -> dict[str, Any]:

@@ -162,7 +162,9 @@ def corpus(store: str, *, labels: str | None = None) -> Corpus:
                 texts[wanted[doc_id]] = text
                 known[wanted[doc_id]] = label[0] if label else None
     if labels is not None and all(label is None or label != label for label in known):
-        raise RequestError(f"--labels must be a column that holds labels. {labels!r} holds none.")
+        raise RequestError(
+            f"--labels must be a column that holds labels. {labels!r} holds none in the {len(ids):,} documents by which models are judged."
+        )
     return Corpus(tuple(texts), total, Config.from_dict(snapshot.configuration), tuple(known) if labels is not None else None)
 
 

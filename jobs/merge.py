@@ -202,7 +202,10 @@ def describe(found: Mapping[str, Any]) -> str:
                 lines.append(f"  {kind:<9} ... and {len(leaves) - SHOWN:,} more (all are in the table topic_lineage)")
     for topic, lost in found["label_conflicts"].items():
         lines.append(f"\nTopic {topic} is called {found['names'][topic]!r}; other sites call it {', '.join(map(repr, lost))}")
-    lines += [f"\nThe topic that was named {label!r} here is gone" for label in found["names_gone"]]
+    lines += [
+        f"\nThe topic that was named {label!r} here is gone, or made of other documents now: look for it, and name it again"
+        for label in found["names_gone"]
+    ]
     return "\n".join(lines)
 
 

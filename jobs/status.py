@@ -76,8 +76,13 @@ def describe(found: dict[str, Any]) -> str:
         )
     if found["summary"].get("merged"):
         sites = found["summary"]["sites"]
-        lines.append(f"merged      from {len(sites):,} site{'s' * (len(sites) != 1)}, without their documents:")
+        copied = found["summary"].get("copied")
+        held = f"with {copied['documents']:,} documents of {copied['sites']:,}" if copied else "without their documents"
+        lines.append(f"merged      from {len(sites):,} site{'s' * (len(sites) != 1)}, {held}:")
         lines += [f"  {s['site']}: {s['documents']:,} documents, {s['topics']:,} topics, {s['shared']:,} matched others'" for s in sites]
+        return "\n".join(lines)
+    if found["generation"] is not None and not found["partitions"]:
+        lines.append("documents   none here: an export, or a model that was imported")
         return "\n".join(lines)
     lines.append(f"documents   {found['documents']:,} in {found['partitions']:,} partition{'s' * (found['partitions'] != 1)}")
     quarantined = sum(found["quarantine"].values())

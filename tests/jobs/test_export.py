@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from jobs import status
 from jobs.export import export
 from jobs.merge import merge
 from jobs.run import run
@@ -27,6 +28,7 @@ def test_a_store_that_the_job_made_leaves_without_its_documents(tmp_path, spark,
     store = str(tmp_path / "clinic")
     run(settings(source, partition={"column": "theme"}), store, ui=QUIET)
     found = export(store, tmp_path / "out", min_documents=K, site="North")
+    assert "documents   none here" in status.describe(status.status(str(tmp_path / "out")))
     reader = Store(store)
     reader.pin()
     terms = reader.read("topic_terms").to_pylist()

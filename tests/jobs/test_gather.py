@@ -68,6 +68,11 @@ def merged(stores, tmp_path_factory) -> Path:
     return path
 
 
+def test_status_says_whose_documents_are_here(merged, capsys) -> None:
+    assert main(["status", "--store", str(merged)]) == 0
+    assert f"with {len(rows_of(merged, 'documents'))} documents of" in capsys.readouterr().out
+
+
 def holding(store: Path) -> list[Path]:
     """Return the files of a store that hold the text that is to go, older versions' among them."""
     found = [path for path in store.rglob("*.parquet") if GONE in str(pq.ParquetFile(path).read().to_pydict())]

@@ -159,6 +159,7 @@ def test_wrong_rates_are_refused(text, said, tmp_path) -> None:
         (["--spark", "spark://host:7077"], "--spark-cores must say"),
         (["--set", "input.embedding_column=vector"], "must embed"),
         (["--input", "nowhere.csv"], "nowhere.csv"),
+        (["--input", "tickets.csv", "--documents", "50000"], "an input is taken whole"),
     ],
 )
 def test_a_wrong_benchmark_is_refused_before_anything_starts(options, said, tmp_path, monkeypatch, capsys) -> None:
