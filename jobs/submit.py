@@ -339,6 +339,9 @@ def _client(address: str) -> Any:
     runtime.authenticate()
     if address.startswith("http://") and os.environ.get("RAY_AUTH_MODE") == "token" and not _here(address):
         _warn(f"The token goes to {address} unencrypted. Use https, or a tunnel (kubectl port-forward, ssh -L).")
+    if _here(address):  # a proxy cannot reach it, and is not to be told the token
+        others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+        os.environ["no_proxy"] = ",".join(filter(None, (others, urllib.parse.urlsplit(address).hostname)))
     try:
         from ray.job_submission import JobSubmissionClient
 

@@ -147,7 +147,7 @@ def _rehearse(session: SparkSession, scratch: Path) -> None:
     from topicscale.config import Config
 
     store = str(scratch / "store")
-    (scratch / "input.csv").write_text("text,kind\nred apples,a\ngreen apples,a\n,b\nold cars,b\n新しい車,b\nnew cars,b\n")
+    (scratch / "input.csv").write_text("text,kind\nred apples,a\ngreen apples,a\n,b\nold cars,b\n新しい車,b\nnew cars,b\n", "utf-8")
     config = Config.from_dict({"input": {"paths": [str(scratch / "input.csv")]}})
     for version in (1, 2):
         ingest(session, config, store_uri=store, txn=dict.fromkeys(("documents", "quarantine", "partitions"), ("set-up", version)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import re
 import shutil
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -85,6 +87,11 @@ def start(
 
     running = SparkSession.getActiveSession()
     if running is not None:
+        if (kind := _lacking(running, remote)) is not None:
+            raise ResourceError(
+                f"The Spark that this process runs lacks {kind}. Stop it first (spark.stop()), or start it with what "
+                "`python -m spark.jars --list` names in spark.jars."
+            )
         return running
     if "PYSPARK_GATEWAY_PORT" in os.environ:
         session = _submitted(config, app_name, tuple(remote))
@@ -92,6 +99,9 @@ def start(
         return session
     if (config.where or "").startswith("spark://"):
         _knock(config.where or "", 7077, "Spark master")
+    if SparkContext._gateway is not None and SparkContext._active_spark_context is None:
+        SparkContext._gateway.shutdown()  # of a session that was stopped: a context would begin in its JVM, which lacks Delta
+        SparkContext._gateway = SparkContext._jvm = None
     check(remote)
     _own_home(say)
     settings = _settings(
@@ -101,7 +111,7 @@ def start(
     log = tempfile.TemporaryFile()  # noqa: SIM115  the JVM writes to it for as long as it lives
     try:
         # the JVM's own streams go to a file: what it says at start-up belongs in an error message, not on a console
-        with _no_defaults() if _is_local(config) else contextlib.nullcontext():
+        with _alone() if _is_local(config) else contextlib.nullcontext():
             gateway = launch_gateway(conf, popen_kwargs={"stdout": log, "stderr": log})
         if SECRET in os.environ and not _is_local(config):
             # now, and not before: the gateway puts what it is given on a command line
@@ -158,12 +168,10 @@ def check_java() -> int:
     if command is None or not Path(command).exists():
         raise ResourceError(f"Spark needs Java {wanted}, and there is no java {'in JAVA_HOME' if home else 'on the PATH'}. {_JAVA_HINT}")
     shown = subprocess.run([command, "-version"], capture_output=True, text=True, timeout=60, check=False)
-    quoted = (shown.stderr + shown.stdout).split('"')
-    release = int(quoted[1].split(".")[0].split("-")[0]) if len(quoted) > 1 and quoted[1][:1].isdigit() else 0
+    found = re.search(r'version "((\d+)[^"]*)"', shown.stderr + shown.stdout)
+    release = int(found[2]) if found else 0
     if release < JAVA_VERSIONS[0]:
-        raise ResourceError(
-            f"Spark needs Java {wanted}. Got {quoted[1] if len(quoted) > 1 else 'an unknown version'!r} instead. {_JAVA_HINT}"
-        )
+        raise ResourceError(f"Spark needs Java {wanted}. Got {found[1] if found else 'an unknown version'!r} instead. {_JAVA_HINT}")
     return release
 
 
@@ -174,6 +182,11 @@ def _own_home(say: Callable[[str], None]) -> None:
     """
     import pyspark
 
+    if pyspark.__version__ != (wanted := version("pyspark")):
+        raise ResourceError(
+            f"topicscale needs pyspark {wanted}, and Python takes {pyspark.__version__} from {Path(pyspark.__file__).parent}. "
+            "Take that folder out of PYTHONPATH."
+        )
     home = os.environ.get("SPARK_HOME")
     if home and not any(Path(home, "jars").glob(f"spark-core_*-{pyspark.__version__}.jar")):
         os.environ["SPARK_HOME"] = str(Path(pyspark.__file__).parent)
@@ -181,18 +194,26 @@ def _own_home(say: Callable[[str], None]) -> None:
 
 
 @contextlib.contextmanager
-def _no_defaults() -> Iterator[None]:
-    """Keep spark-defaults.conf from a Spark that is started within: it is about a cluster, whose packages and catalogs are not here."""
-    held = os.environ.get("SPARK_CONF_DIR")
+def _alone() -> Iterator[None]:
+    """Keep what the environment says of other Sparks from one of this machine that is started within.
+
+    These are a cluster's defaults, options for pyspark's shell, and the address of a network. A JVM also spells file names in the
+    locale's characters, where Python takes UTF-8.
+    """
     with tempfile.TemporaryDirectory() as empty:
-        os.environ["SPARK_CONF_DIR"] = empty
+        ours = {"SPARK_CONF_DIR": empty, "PYSPARK_SUBMIT_ARGS": "pyspark-shell", "SPARK_LOCAL_IP": "127.0.0.1"}
+        if "utf" not in (os.environ.get("LC_ALL") or os.environ.get("LC_CTYPE") or os.environ.get("LANG") or "").lower():
+            ours["LC_ALL"] = "C.UTF-8"
+        theirs = {name: os.environ.get(name) for name in ours}
+        os.environ.update(ours)
         try:
             yield
         finally:
-            if held is None:
-                del os.environ["SPARK_CONF_DIR"]
-            else:
-                os.environ["SPARK_CONF_DIR"] = held
+            for name, value in theirs.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
 
 def said(error: BaseException) -> str | None:
@@ -286,7 +307,7 @@ _SESSION = {
     "spark.ui.showConsoleProgress": "false",
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
-    "spark.sql.warehouse.dir": (Path(tempfile.gettempdir()) / "topicscale-warehouse").as_uri(),
+    "spark.sql.warehouse.dir": f"file://{tempfile.gettempdir()}/topicscale-warehouse",
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.adaptive.enabled": "true",
     # per-file minima of ids and texts help no reader of ours, and would put texts into the log
@@ -312,15 +333,19 @@ def _submitted(config: SparkConfig, app_name: str, remote: tuple[str, ...]) -> S
         conf.setIfMissing(key, value)
     conf.setAll(list(_plain(config.conf).items()))
     started = SparkSession.builder.config(conf=conf).getOrCreate()
-    assert started._jvm is not None
-    for kind in (None, *remote):
-        if not started._jvm.org.apache.spark.util.Utils.classIsLoadable(_CLASSES[kind]):
-            listed = " ".join(("--list", *remote))
-            raise ResourceError(
-                f"spark-submit must be given Delta's jars{f', and those for {kind}' if kind else ''}: --jars "
-                f'"$(python -m spark.jars {listed})"'
-            )
+    if (kind := _lacking(started, remote)) is not None:
+        listed = " ".join(("--list", *remote))
+        raise ResourceError(f'spark-submit must be given {kind}: --jars "$(python -m spark.jars {listed})"')
     return started
+
+
+def _lacking(spark: SparkSession, remote: Iterable[str]) -> str | None:
+    """Return which jars a session of this process lacks."""
+    jvm = getattr(spark, "_jvm", None)
+    for kind in (None, *remote):
+        if jvm is not None and not jvm.org.apache.spark.util.Utils.classIsLoadable(_CLASSES[kind]):
+            return f"the jars that reach {kind}" if kind else "Delta's jars"
+    return None
 
 
 def _is_local(config: SparkConfig) -> bool:
@@ -381,11 +406,15 @@ def _settings(
         # half the memory in the same time (100,000 documents: 0.7 in place of 1.3 GiB)
         parallel = ["-XX:+UseParallelGC", "-XX:MinHeapFreeRatio=10", "-XX:MaxHeapFreeRatio=30"]
         java += ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"] if brief else parallel
+        if any("GC" in os.environ.get(name, "") for name in ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS")):
+            java = [option for option in java if not option.endswith("GC")]  # a JVM that is told two does not start
+        # Spark splits these at blanks, but for those in quotes
+        java.append(f'"-Djava.io.tmpdir={tempfile.gettempdir()}"')
         classes = archive(jars)
         if record_classes:
-            java += [f"-XX:ArchiveClassesAtExit={classes}"]
+            java += [f'"-XX:ArchiveClassesAtExit={classes}"']
         elif found and classes.exists():
-            java += [f"-XX:SharedArchiveFile={classes}", "-Xshare:auto"]
+            java += [f'"-XX:SharedArchiveFile={classes}"', "-Xshare:auto"]
     if found and local:
         # on the class path, not in spark.jars: those are copied at every start, and cannot hold locale providers
         settings["spark.driver.extraClassPath"] = ":".join(map(str, found))

@@ -78,7 +78,7 @@ def staged(documents: Any, embeddings: Any, config: InputConfig, store: str) -> 
         if hasattr(documents, "write") and hasattr(documents, "schema"):  # a Spark data frame, classic or Connect
             if embeddings is not None:
                 raise InputError("embeddings cannot be given with a Spark data frame. Name its column: input.embedding_column.")
-            documents.write.parquet(str(folder / "input"))
+            documents.write.parquet(f"file://{folder / 'input'}")  # where Hadoop is set up, a plain path is one of its own
             yield dataclasses.replace(config, paths=(str(folder / "input"),), format="parquet"), None
             return
         table = _table(documents, config)

@@ -234,10 +234,13 @@ def test_another_spark_of_the_machine_is_not_in_the_way(source, tmp_path) -> Non
     (tmp_path / "python3").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "python3").chmod(0o755)
     here = dict.fromkeys(("SPARK_HOME", "SPARK_CONF_DIR", "HADOOP_CONF_DIR"), str(tmp_path))
-    done = process("run", "--input", str(source), "--store", str(tmp_path / "store"), **here, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    here |= {"PYSPARK_SUBMIT_ARGS": "--master yarn pyspark-shell", "JAVA_TOOL_OPTIONS": "-XX:+UseG1GC", "LC_ALL": "C"}
+    here["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+    store = str(tmp_path / "in Köln")
+    done = process("run", "--input", str(source), "--store", store, **here)
     assert done.returncode == 0, done.stderr
     assert "SPARK_HOME is not used" in done.stderr
-    assert len(Store(tmp_path / "store").read("documents")) == 200
+    assert len(Store(store).read("documents")) == 200
 
 
 def test_what_spark_says_of_its_failure_is_said(source, tmp_path) -> None:

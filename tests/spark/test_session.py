@@ -83,6 +83,25 @@ def test_the_spark_that_came_with_pyspark_is_started(monkeypatch, tmp_path):
     assert not said, "it is there now"
 
 
+def test_a_spark_of_this_process_must_know_delta_and_may_have_been_stopped():
+    code = (
+        "from pyspark.sql import SparkSession\nfrom spark import session\nfrom topicscale.config import SparkConfig\n"
+        "from topicscale.errors import ResourceError\nplain = SparkSession.builder.master('local[1]').getOrCreate()\n"
+        "try:\n    session.start(SparkConfig())\nexcept ResourceError as error:\n    print(error)\n"
+        "plain.stop()\nours = session.start(SparkConfig(), brief=True)\nprint(session._lacking(ours, ()))\nsession.stop(ours)"
+    )
+    out, err = _python(code).communicate(timeout=120)
+    refused, lacking = out.splitlines()
+    assert "lacks Delta's jars. Stop it first" in refused, err
+    assert lacking == "None"
+
+
+def test_another_pyspark_on_the_path_is_named(monkeypatch):
+    monkeypatch.setattr(pyspark, "__version__", "3.5.1")
+    with pytest.raises(ResourceError, match="takes 3.5.1 from .* out of PYTHONPATH"):
+        session._own_home(print)
+
+
 def test_an_address_is_said_without_its_token(monkeypatch):
     monkeypatch.setenv("SPARK_REMOTE", "sc://127.0.0.1:9/;use_ssl=true;token=not-for-logs")
     with pytest.raises(ResourceError, match="does not answer") as told:
