@@ -208,6 +208,9 @@ def _check_shown(path: str) -> None:
 
 
 def _told(path: str) -> tuple[int, int]:
+    """Return the size and the time of change of a local file, or raise an InputError for one that Spark cannot open."""
+    if ":" in os.path.basename(path):  # Hadoop takes what stands before it for a scheme
+        raise InputError(f"Input {path!r} has a colon in its name, which Spark cannot read. Rename it.")
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns
 

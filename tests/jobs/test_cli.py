@@ -56,6 +56,9 @@ def test_bad_requests_exit_with_2_and_start_nothing(options, hint, tickets, tmp_
 def test_input_that_is_not_there_or_empty(tmp_path) -> None:
     done = topicscale("run", "--input", str(tmp_path / "none-*.csv"), "--store", str(tmp_path / "store"))
     assert (done.returncode, "none-*.csv" in done.stderr) == (2, True)
+    (tmp_path / "from-10:30.csv").write_text("text\nprinter on fire\n")
+    done = topicscale("run", "--input", str(tmp_path), "--store", str(tmp_path / "store"))
+    assert (done.returncode, "has a colon in its name" in done.stderr) == (2, True)
     (tmp_path / "empty.csv").write_text("")
     done = topicscale("run", "--input", str(tmp_path / "empty.csv"), "--store", str(tmp_path / "store"))
     assert (done.returncode, "empty" in done.stderr) == (2, True)

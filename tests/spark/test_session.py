@@ -98,7 +98,7 @@ def test_a_spark_of_this_process_must_know_delta_and_may_have_been_stopped():
 
 def test_another_pyspark_on_the_path_is_named(monkeypatch):
     monkeypatch.setattr(pyspark, "__version__", "3.5.1")
-    with pytest.raises(ResourceError, match="takes 3.5.1 from .* out of PYTHONPATH"):
+    with pytest.raises(ResourceError, match=r"takes 3\.5\.1 from .* out of PYTHONPATH"):
         session._own_home(print)
 
 
