@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
+from pyspark.sql.pandas.types import from_arrow_schema
 
 from topicscale import lease
 from topicscale.tables import TABLES
@@ -40,7 +41,8 @@ def from_rows(spark: SparkSession, rows: Iterable[Sequence[Any]], schema: pa.Sch
     """
     columns = list(zip(*rows, strict=True)) or [()] * len(schema)
     arrays = [pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
-    return spark.createDataFrame(pa.Table.from_arrays(arrays, schema=schema))
+    # the types are said, since Spark Connect infers none where there are no rows
+    return spark.createDataFrame(pa.Table.from_arrays(arrays, schema=schema), from_arrow_schema(schema))
 
 
 def replace_table(frame: DataFrame, store_uri: str, name: str, *, txn: Mapping[str, tuple[str, int]] | None = None) -> None:
