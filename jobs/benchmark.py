@@ -83,7 +83,7 @@ def benchmark(
     ----------
     config : Config
         Without ``input.paths`` the sample is of docstrings of the installed packages.
-    documents : int
+    documents : int, optional
         Docstrings in the sample (default: 20,000). A corpus is measured whole.
     spark_cores : int, optional
         Cores of the cluster that Spark runs on; needed where it is not this machine.
@@ -93,7 +93,9 @@ def benchmark(
     Raises
     ------
     RequestError
-        The request is wrong; nothing was started.
+        The request is wrong; nothing was started. Or the input turned out to hold too few documents.
+    JobFailed
+        A unit failed.
     """
     ui = ui or Ui()
     if documents is not None and config.input.paths:
