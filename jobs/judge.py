@@ -92,7 +92,9 @@ def describe(found: dict[str, Any]) -> str:
         lines.append(f"{task['task']}: {task['rows']:,} rows{lost}; ranked by {task['chief']}")
     for row in rows:
         topics = {task: scores for task, scores in row.scores.items() if "topics" in scores}
-        lines += [f"{task} of {row.model}: {scores['topics']:,.0f} topics" for task, scores in topics.items()]
+        for task, scores in topics.items():
+            of = f"; NMI over {scores['labelled']:,.0f} of {scores['documents']:,.0f} documents" if "labelled" in scores else ""
+            lines.append(f"{task} of {row.model}: {scores['topics']:,.0f} topics{of}")
     return "\n".join(lines)
 
 

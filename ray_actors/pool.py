@@ -158,8 +158,12 @@ class Pool:
             ray.get(reference)
         except ray.exceptions.RayError as error:
             if "creation task" in str(error):
+                said = _last_line(error)
+                _, refused, reason = said.partition(f"{ResourceError.__name__}: ")
+                if refused:  # the worker itself knows what to do
+                    raise ResourceError(reason) from error
                 raise ResourceError(
-                    f"A worker could not be made: {_last_line(error)}. Every machine of the cluster needs the same Python and the same "
+                    f"A worker could not be made: {said}. Every machine of the cluster needs the same Python and the same "
                     "topicscale (an image, or `topicscale submit --working-dir`)."
                 ) from error
             self._stillborn = _last_line(error)
@@ -369,4 +373,4 @@ def _late(flights: Iterable[Flight], longest: float) -> Flight | None:
 
 def _last_line(error: BaseException) -> str:
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1][:500] if lines else type(error).__name__
+    return lines[-1][:600] if lines else type(error).__name__

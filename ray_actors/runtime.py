@@ -9,6 +9,7 @@ import os
 import secrets
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ CPUS_PER_WORKER = 4
 ATTEMPTS = 2
 """Times a local cluster is started before that counts as failed."""
 _OBJECT_STORE = 256 * 2**20  # workers exchange centroids and samples, never documents
+_LONGEST_FOLDER = 39
+"""Characters of a folder for temporary files above which the paths of Ray's sockets exceed the 107 that Linux allows."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +192,8 @@ def _init(config: RayConfig) -> None:
         os.environ["RAY_AUTH_TOKEN"] = _token()
         # the switch's name is about other systems; what it does is keep every socket of a local cluster on 127.0.0.1
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        if len(tempfile.gettempdir()) > _LONGEST_FOLDER:
+            os.environ.setdefault("RAY_TMPDIR", "/tmp")  # (Ray makes a folder of its own there, as without TMPDIR)
         # said, since Ray would look for RAY_ADDRESS, and for a cluster that was started on this machine, on its own
         options |= {"address": "local", "num_cpus": _local_cpus(), "object_store_memory": _OBJECT_STORE, "include_dashboard": False}
     else:

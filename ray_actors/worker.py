@@ -11,6 +11,7 @@ import threading
 from typing import Any
 
 from topicscale.config import EmbeddingConfig, StorageConfig
+from topicscale.errors import ResourceError
 from topicscale.storage import use
 
 
@@ -19,6 +20,26 @@ def limit_threads(threads: int) -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[name] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+
+
+def try_gpu() -> None:
+    """Compute on the GPU once: Ray counts GPUs that torch, whose build or driver may be another, cannot use.
+
+    Raises
+    ------
+    ResourceError
+        It cannot.
+    """
+    import torch
+
+    try:
+        torch.ones(1, device="cuda").add(1).item()
+    except (RuntimeError, AssertionError) as error:  # no driver or an old one, no kernel for this GPU; a build without CUDA
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ResourceError(
+            f"torch {torch.__version__} cannot use the GPU of this machine: {reason} Update its driver, install a torch made for it, or "
+            "use processors: ray.gpus_per_actor=0 (of a language model, llm.gpus_per_actor=0), or CUDA_VISIBLE_DEVICES= in the environment."
+        ) from error
 
 
 class Worker:
@@ -32,10 +53,17 @@ class Worker:
         ``cpu`` or ``cuda``.
     storage : StorageConfig, optional
         How object stores are reached.
+
+    Raises
+    ------
+    ResourceError
+        It was given a GPU and cannot use it.
     """
 
     def __init__(self, threads: int, device: str, storage: StorageConfig | None = None) -> None:
         limit_threads(threads)
+        if device == "cuda":
+            try_gpu()
         if storage is not None:
             use(storage)
         self._threads, self._device = threads, device

@@ -236,6 +236,8 @@ def test_another_spark_of_the_machine_is_not_in_the_way(source, tmp_path) -> Non
     here = dict.fromkeys(("SPARK_HOME", "SPARK_CONF_DIR", "HADOOP_CONF_DIR"), str(tmp_path))
     here |= {"PYSPARK_SUBMIT_ARGS": "--master yarn pyspark-shell", "JAVA_TOOL_OPTIONS": "-XX:+UseG1GC", "LC_ALL": "C"}
     here["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+    here["TMPDIR"] = str(tmp_path / "of more characters than the sockets of Ray can have")
+    os.mkdir(here["TMPDIR"])
     store = str(tmp_path / "in Köln")
     done = process("run", "--input", str(source), "--store", store, **here)
     assert done.returncode == 0, done.stderr

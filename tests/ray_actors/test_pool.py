@@ -65,6 +65,16 @@ class Stillborn(Clumsy):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+class WithoutGpu(Clumsy):
+    """Workers whose GPU is none that torch can use, as none is here."""
+
+    def __init__(self, threads: int, device: str) -> None:
+        from ray_actors.worker import Worker
+
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        Worker(threads, "cuda")
+
+
 @pytest.fixture
 def made(ray_layout):
     """Makes pools, and ends them with the test: the machine has room for one."""
@@ -119,6 +129,12 @@ def test_workers_that_die_before_they_begin_are_given_up(made) -> None:
     with pytest.raises(ResourceError, match=r"did not start within 8 s.*The last one died: "):
         made(1, 1, worker=Stillborn, timeout=8, say=said.append).wait()
     assert any("died before it could begin" in line for line in said)
+
+
+def test_a_gpu_that_torch_cannot_use_ends_the_job_with_what_to_do(made) -> None:
+    """Ray counts it, and every unit would fail."""
+    with pytest.raises(ResourceError, match=r"^torch \S+ cannot use the GPU of this machine: .+ray\.gpus_per_actor=0.+in the environment\.$"):
+        made(1, 1, worker=WithoutGpu).wait()
 
 
 def test_a_unit_that_kills_every_worker_fails_alone(pool) -> None:

@@ -164,8 +164,8 @@ def test_topics_of_themes_are_found_with_their_words():
     texts, names = themed()
     # EVoC finds four or five here, by how a processor rounds
     config = load(overrides=["cluster.algorithm=hdbscan"])
-    found = topics(by_theme, texts, config, labels=names)
-    assert (found["topics"], found["nmi"] > 0.95, found["documents"]) == (4, True, 160)
+    found = topics(by_theme, texts, config, labels=[*names[:-10], *[None] * 10])
+    assert (found["topics"], found["nmi"] > 0.95, found["documents"], found["labelled"]) == (4, True, 160, 150)
     assigned, core = fit(by_theme(texts), config)
     assert (core[assigned == -1]).all()
     assert 0.5 <= core.mean() < 1
@@ -332,6 +332,8 @@ def test_documents_of_a_store_with_its_settings(tmp_path: Path):
     assert corpus.texts == tuple(texts[i] for i in chosen(rows["doc_id"]))
     measured = tasks.load([tasks.parse("topics")], corpus=corpus)[0].run(by_theme)
     assert (measured["topics"], measured["nmi"] > 0.95) == (4, True)
+    judged = {"tasks": [], "models": [{"model": "themes", "rank": 1.0, "ranks": {}, "scores": {"topics": measured}}]}
+    assert jobs.describe(judged).endswith("topics of themes: 4 topics; NMI over 160 of 160 documents")
     with pytest.raises(RequestError, match="theme"):
         jobs.corpus(str(tmp_path / "store"), labels="nope")
 

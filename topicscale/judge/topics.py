@@ -55,7 +55,8 @@ def topics(
     -------
     dict
         ``npmi``: mean coherence of the topics' words, documents as windows, and -1 (its least) where no topic is found; ``diversity``;
-        ``outlier_share``; ``topics``; ``documents``; with labels ``nmi``, outliers being a cluster of their own.
+        ``outlier_share``; ``topics``; ``documents``; with labels ``nmi``, outliers being a cluster of their own, and ``labelled``: the
+        documents that it rests on.
 
     Notes
     -----
@@ -72,7 +73,8 @@ def topics(
         "documents": float(len(texts)),
     }
     if labels is not None:
-        measured["nmi"] = evaluate.clustering(labels, assigned)["nmi"]
+        agreement = evaluate.clustering(labels, assigned)
+        measured |= {"nmi": agreement["nmi"], "labelled": agreement["documents"]}
     return measured
 
 
