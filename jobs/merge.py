@@ -107,10 +107,9 @@ def merge(
         same = bool(last) and says(target.unit_version("generations", "generation"), fp)
         unfinished = target.files.exists(gather.MERGING)
         nothing = same and not unfinished
-        gone: list[str] = []
+        given, gone = labels.carried(target, federation.merged.keys)
+        federation = federate.renamed(federation, given)
         if not nothing:
-            given, gone = labels.carried(target, federation.merged.keys)
-            federation = federate.renamed(federation, given)
             if copied or target.has("documents"):
                 target.files.write(gather.MERGING, b"")
             _write(target, federation, fp, given, terms=terms, spaces=union.spaces, copied=copied, ui=ui or Ui("quiet"))

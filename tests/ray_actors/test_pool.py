@@ -133,7 +133,7 @@ def test_workers_that_die_before_they_begin_are_given_up(made) -> None:
 
 def test_a_gpu_that_torch_cannot_use_ends_the_job_with_what_to_do(made) -> None:
     """Ray counts it, and every unit would fail."""
-    with pytest.raises(ResourceError, match=r"^torch \S+ cannot use the GPU of this machine: .+ray\.gpus_per_actor=0.+in the environment\.$"):
+    with pytest.raises(ResourceError, match=r"^torch \S+ cannot use the GPU of this machine: .+ray\.gpus_per_actor=0.+ environment\.$"):
         made(1, 1, worker=WithoutGpu).wait()
 
 

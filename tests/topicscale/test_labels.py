@@ -191,6 +191,10 @@ def test_merging_keeps_names_and_lists_conflicts(store, tmp_path) -> None:
     # a merge of merges keeps them too
     again = merge([tmp_path / "all", other.uri], tmp_path / "again", similarity=0.7)
     assert again["label_conflicts"] == found["label_conflicts"]
+    # nor is there a conflict left once the topic is named where it was merged
+    TopicModel.load(tmp_path / "all").set_topic_labels({energy: "Fuel"})
+    same = merge([store.uri, other.uri], tmp_path / "all", similarity=0.7)
+    assert (same["nothing_to_do"], same["names"][energy], same["label_conflicts"]) == (True, "Fuel", {})
 
 
 def test_a_name_given_to_merged_topics_wins_and_outlives_other_inputs(store, tmp_path) -> None:
