@@ -107,12 +107,13 @@ def merge(
         same = bool(last) and says(target.unit_version("generations", "generation"), fp)
         unfinished = target.files.exists(gather.MERGING)
         nothing = same and not unfinished
-        given, gone = labels.carried(target, federation.merged.keys)
-        federation = federate.renamed(federation, given)
+        centres = _centres(federation, one_space=len(union.spaces) == 1)
+        named = labels.carried(target, federation.merged.keys, centres[1:])
+        federation = federate.renamed(federation, named.names)
         if not nothing:
             if copied or target.has("documents"):
                 target.files.write(gather.MERGING, b"")
-            _write(target, federation, fp, given, terms=terms, spaces=union.spaces, copied=copied, ui=ui or Ui("quiet"))
+            _write(target, federation, fp, named.names, centres, terms=terms, copied=copied, ui=ui or Ui("quiet"))
         conflicts, sites = federate.labels(federation)[1], federate.by_site(federation)
         summary = {
             "documents": int(sum(union.rows["size"].to_pylist())),
@@ -154,7 +155,8 @@ def merge(
         **summary,
         "names": dict(zip(*(target.read("topics")[column].to_pylist() for column in ("topic_id", "label")), strict=True)),
         "label_conflicts": dict(sorted(conflicts.items())),
-        "names_gone": gone,
+        "names_alike": {topic: round(similarity, 4) for topic, similarity in named.alike.items()},
+        "names_gone": named.gone,
         "superseded": superseded,
         "by_site": sites,
         "seconds": round(time.monotonic() - began, 3),
@@ -201,6 +203,11 @@ def describe(found: Mapping[str, Any]) -> str:
                 lines.append(f"  {kind:<9} ... and {len(leaves) - SHOWN:,} more (all are in the table topic_lineage)")
     for topic, lost in found["label_conflicts"].items():
         lines.append(f"\nTopic {topic} is called {found['names'][topic]!r}; other sites call it {', '.join(map(repr, lost))}")
+    lines += [
+        f"\nTopic {topic} keeps the name {found['names'][topic]!r} that was given here, though its documents have changed "
+        f"(similarity {similarity:.3f})"
+        for topic, similarity in found["names_alike"].items()
+    ]
     lines += [
         f"\nThe topic that was named {label!r} here is gone, or made of other documents now: look for it, and name it again"
         for label in found["names_gone"]
@@ -305,9 +312,9 @@ def _write(
     found: federate.Federation,
     fp: str,
     given: Mapping[int, str],
+    centres: Float32,
     *,
     terms: TermsConfig,
-    spaces: Mapping[str, str],
     copied: Sequence[gather.Source],
     ui: Ui,
 ) -> None:
@@ -324,7 +331,6 @@ def _write(
     words = {topic: [term for term, _ in best] for topic, best in top_terms(weighted.to_batches(), terms.top_n_words).items()}
     names, conflicts = federate.labels(found)
     names |= given  # the outliers' too
-    centres = _centres(found, one_space=len(spaces) == 1)
     if copied:
         gather.copy(target, copied, centres[1:], fp=fp, ui=ui)
         shown = gather.representatives(target, found.merged.number)

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from deltalake.exceptions import DeltaError
 
+from topicscale.cluster import Float32
 from topicscale.errors import RequestError, StoreError
+from topicscale.refine import nearest
 from topicscale.sites import is_merged, topic_of_leaves
 from topicscale.store import Snapshot, Store
 from topicscale.tables import OUTLIER, TABLES
@@ -27,6 +31,10 @@ HERE = "set in this store"
 """The ``detail`` of names that were set here, and did not come from a site with its topics."""
 _WRITTEN = ("zeroshot", "llm")
 """Aspects whose label names a topic that nobody named by hand."""
+ALIKE = 0.98
+"""Cosine of reference vectors from which on two topics are one whose documents have changed. Of the pairs of topics that two fits
+of one corpus over other partitions made, and that were each other's most similar ones by so much, all shared half of their
+documents and more; topics of one fit are no more similar than .9; and half of a topic's documents at random are .98 like it."""
 _LOOK_BACK = 20
 
 
@@ -156,28 +164,38 @@ def label_row(topic: int, label: str) -> dict[str, Any]:
     return {"topic_id": topic, "aspect": ASPECT, "label": label, "terms": [], "status": "ok", "detail": HERE}
 
 
-def carried(store: Store, keys: Sequence[str]) -> tuple[dict[int, str], list[str]]:
-    """Return the names that topics had, for tables that are made again, and those whose topics are gone.
+@dataclass(frozen=True)
+class Carried:
+    """Names that were set by hand, for tables that are made again."""
+
+    names: dict[int, str]
+    """By new topic id; the outliers keep theirs."""
+    alike: dict[int, float]
+    """Those of these topics that are made of other documents than what was named, and their similarity to it."""
+    gone: list[str]
+    """Names of the newest generation that no new topic has."""
+
+
+def carried(store: Store, keys: Sequence[str], vectors: Float32) -> Carried:
+    """Return the names that topics had, for tables that are made again.
 
     A topic is known by what it is made of (``topic_key``). The newest generation that has it says what it is called, so
-    that names come back with a topic that was gone for a while. Only finished generations are read: killed and started
-    again, a run carries over the same.
+    that names come back with a topic that was gone for a while. A topic of the newest generation whose documents have changed
+    since hands its name to its successor: of the new topics, the most similar one, if of the earlier topics it is the most similar
+    one in turn, and at least by :data:`ALIKE`. Only finished generations are read: killed and started again, a run carries over
+    the same.
 
     Parameters
     ----------
     keys : sequence of str
         ``topic_key`` of the new topics, in the order of their ids from 0.
-
-    Returns
-    -------
-    names : dict
-        By new topic id; the outliers keep theirs.
-    gone : list of str
-        Names of the newest generation that no new topic has.
+    vectors : float32 (len(keys), d)
+        Their reference vectors, of length 1. Without any (d = 0), topics of other documents have no successor.
     """
     position = {"": OUTLIER} | {key: topic for topic, key in enumerate(keys)}
     names: dict[int, str] = {}
-    gone: list[str] = []
+    changed: list[dict[str, Any]] = []
+    new = set(position)
     known: set[str] = set()
     looked: set[tuple[int, int]] = set()
     for number, snapshot in enumerate(reversed(store.snapshots())):
@@ -188,7 +206,8 @@ def carried(store: Store, keys: Sequence[str]) -> tuple[dict[int, str], list[str
             break
         looked.add(versions)
         try:
-            rows = store.read("topics", ["topic_id", "topic_key"], version=versions[0]).to_pylist()
+            columns = ["topic_id", "topic_key"] if number else ["topic_id", "topic_key", "reference_vector"]
+            rows = store.read("topics", columns, version=versions[0]).to_pylist()
             labels = store.read("topic_labels", version=versions[1]).to_pylist()
         except (OSError, DeltaError, StoreError):
             break  # its files were cleaned away
@@ -197,10 +216,33 @@ def carried(store: Store, keys: Sequence[str]) -> tuple[dict[int, str], list[str
             topic, key = row["topic_id"], row["topic_key"]
             if topic in set_here and key not in known and key in position:
                 names[position[key]] = set_here[topic]
-            if topic in set_here and key not in position and number == 0:
-                gone.append(set_here[topic])
+        if number == 0:
+            changed = [row | {"name": set_here.get(row["topic_id"])} for row in rows if row["topic_key"] not in position]
+            new -= {row["topic_key"] for row in rows}
         known |= {row["topic_key"] for row in rows}
-    return names, sorted(gone)
+    heirs = _heirs(changed, sorted(position[key] for key in new), vectors)
+    alike: dict[int, float] = {}
+    gone: list[str] = []
+    for place, row in enumerate(changed):
+        if row["name"] is None:
+            continue
+        topic, similarity = heirs.get(place, (OUTLIER, 0.0))
+        if topic != OUTLIER and topic not in names:
+            names[topic], alike[topic] = row["name"], similarity
+        elif names.get(topic) != row["name"]:
+            gone.append(row["name"])
+    return Carried(names, alike, sorted(gone))
+
+
+def _heirs(changed: Sequence[Mapping[str, Any]], new: Sequence[int], vectors: Float32) -> dict[int, tuple[int, float]]:
+    """Return the successors of earlier topics, by their place in ``changed``: one of the ``new`` topics, and their similarity."""
+    before = np.array([row["reference_vector"] for row in changed], np.float32)
+    after = vectors[list(new)]
+    if 0 in before.shape or before.shape[1:] != after.shape[1:] or not len(new):
+        return {}
+    (there, similarity), (back, _) = nearest(before, after), nearest(after, before)
+    found = np.flatnonzero((back[there] == np.arange(len(before))) & (similarity >= ALIKE))
+    return {int(place): (new[there[place]], float(similarity[place])) for place in found}
 
 
 def relabelled(site_topics: pa.Table, names: Sequence[str | None]) -> pa.Table:

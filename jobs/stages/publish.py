@@ -89,12 +89,15 @@ def publish(
     began = time.monotonic()
     texts = read_texts(job, nearest)
     keywords = top_terms(job.store.read_batches("topic_terms", KEYWORDS), job.config.terms.top_n_words)
-    names, gone = labels.carried(job.store, topics.keys)
-    for label in gone:
+    named = labels.carried(job.store, topics.keys, topics.vectors)
+    for topic, similarity in named.alike.items():
+        said = f"publish: topic {topic} is called {named.names[topic]!r}, as one that is {similarity:.3f} like it was"
+        job.ui.log("stage", said, stage="publish")
+    for label in named.gone:
         job.ui.log("warning", f"publish: the topic that was named {label!r} is gone; generations before this one keep it")
-    _write_topics(job, fp, topics, sums, keywords, nearest, texts, names)
+    _write_topics(job, fp, topics, sums, keywords, nearest, texts, named.names)
     _write_lineage(job, fp, topics, partitions=clustered, height=height)
-    write_sites(job, fp, topics, sums, space, names)
+    write_sites(job, fp, topics, sums, space, named.names)
     job.whole("publish", fp, rows=len(topics.keys), seconds=time.monotonic() - began)
     return fp
 

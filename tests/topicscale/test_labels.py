@@ -9,9 +9,10 @@ import pytest
 from jobs.merge import describe, merge
 from tests.topicscale.stores import PRINT, site
 from topicscale import TopicModel
+from topicscale.cluster import unit
 from topicscale.config import fingerprint
 from topicscale.errors import RequestError, StoreError, StoreLocked
-from topicscale.labels import carried
+from topicscale.labels import Carried, carried
 from topicscale.store import Store, says
 from topicscale.tables import TABLES
 from topicscale.texts import one_line
@@ -30,6 +31,11 @@ def labels(store: Store, table: str) -> list[str]:
     reader.pin()
     rows = reader.read(table)
     return (rows.sort_by("topic_id") if table == "topics" else rows)["label"].to_pylist()
+
+
+def nowhere(number: int) -> np.ndarray:
+    """Return reference vectors of topics that have none."""
+    return np.zeros((number, 0), np.float32)
 
 
 def test_a_name_is_shown_everywhere_and_makes_a_generation(store) -> None:
@@ -154,7 +160,7 @@ def test_killed_between_two_tables_it_is_as_if_it_had_not_begun(store, monkeypat
     monkeypatch.undo()
     model = TopicModel.load(store.uri)
     assert model.custom_labels_ is None
-    assert carried(store, []) == ({}, [])
+    assert carried(store, [], nowhere(0)) == Carried({}, {}, [])
     model.set_topic_labels({1: "Courts"})
     assert model.topic_labels_ == {-1: "-1_the_and", 0: "0_oil_gas_barrel", 1: "Courts", 2: "2_goal_match_league"}
 
@@ -163,8 +169,8 @@ def test_names_go_with_what_topics_are_made_of(store) -> None:
     model = TopicModel.load(store.uri)
     model.set_topic_labels({0: "Energy", 1: "Courts"})
     keys = [row["topic_key"] for row in store.read("topics").to_pylist()][1:]
-    assert carried(store, keys[::-1]) == ({2: "Energy", 1: "Courts"}, [])
-    assert carried(store, keys[1:]) == ({0: "Courts"}, ["Energy"])
+    assert carried(store, keys[::-1], nowhere(3)) == Carried({2: "Energy", 1: "Courts"}, {}, [])
+    assert carried(store, keys[1:], nowhere(2)) == Carried({0: "Courts"}, {}, ["Energy"])
     # tables without the topic, and then with it again: the name comes back
     rows = [row for row in store.read("topics").to_pylist() if row["topic_id"] != 0]
     told = [row for row in store.read("topic_labels").to_pylist() if row["topic_id"] != 0]
@@ -172,10 +178,32 @@ def test_names_go_with_what_topics_are_made_of(store) -> None:
     for table, content in (("topics", rows), ("topic_labels", told), ("site_topics", leaves)):
         store.replace(table, pa.Table.from_pylist(content, schema=TABLES[table].schema), stage="publish", unit_fingerprint=OTHER)
     store.publish(configuration=model.config.to_dict(), summary={}, unit_fingerprint=OTHER)
-    assert carried(store, keys) == ({0: "Energy", 1: "Courts"}, [])
+    assert carried(store, keys, nowhere(3)) == Carried({0: "Energy", 1: "Courts"}, {}, [])
     # one that was removed does not
     TopicModel.load(store.uri).set_topic_labels({1: ""})
-    assert carried(store, keys) == ({0: "Energy"}, [])
+    assert carried(store, keys, nowhere(3)) == Carried({0: "Energy"}, {}, [])
+
+
+def test_names_go_to_topics_whose_documents_have_changed(store) -> None:
+    TopicModel.load(store.uri).set_topic_labels({0: "Energy", 1: "Courts"})
+    keys, vectors = zip(*((row["topic_key"], row["reference_vector"]) for row in store.read("topics").to_pylist()[1:]), strict=True)
+    energy, courts, sport = unit(np.array(vectors))
+    near = unit(np.array([energy + 0.1 * sport, energy + 0.15 * courts, courts + 0.1 * sport, courts + 0.3 * sport]))
+
+    def now(*topics: tuple[str, np.ndarray]) -> Carried:
+        return carried(store, [key for key, _ in topics], np.array([vector for _, vector in topics], np.float32))
+
+    found = now(("new", near[0]), (keys[1], courts))
+    assert (found.names, found.gone) == ({0: "Energy", 1: "Courts"}, [])
+    assert found.alike == {0: pytest.approx(near[0] @ energy, abs=1e-3)}
+    # of two that are like it, the one that is more so; what is still there is nobody's successor
+    assert now(("one", near[1]), ("other", near[0]), (keys[1], courts)).names == {1: "Energy", 2: "Courts"}
+    assert now((keys[0], energy), ("other", near[0])) == Carried({0: "Energy"}, {}, ["Courts"])
+    # not like enough, and no topic at all
+    assert now(("new", near[3])) == Carried({}, {}, ["Courts", "Energy"])
+    assert now(("new", near[2]), ("other", near[3])).names == {0: "Courts"}
+    # another embedding model: its vectors say nothing here
+    assert carried(store, ["new"], np.ones((1, 3), np.float32)).gone == ["Courts", "Energy"]
 
 
 def test_merging_keeps_names_and_lists_conflicts(store, tmp_path) -> None:
@@ -212,10 +240,16 @@ def test_a_name_given_to_merged_topics_wins_and_outlives_other_inputs(store, tmp
     more = merge([store.uri, other.uri, third.uri], tmp_path / "all", similarity=0.7)
     assert {"Fuel", "Sport", "Courts"} <= set(more["names"].values())
     assert more["names_gone"] == []
+    # of sport, the lab's documents go, and what is left is much alike
     fewer = merge([store.uri, third.uri], tmp_path / "all", similarity=0.7)
-    assert "Fuel" in fewer["names"].values()
-    assert fewer["names_gone"] == ["Sport"]
-    assert "'Sport' here is gone" in describe(fewer)
+    assert {"Fuel", "Sport", "Courts"} <= set(fewer["names"].values())
+    assert [fewer["names"][topic] for topic in fewer["names_alike"]] == ["Sport"]
+    assert "keeps the name 'Sport'" in describe(fewer)
+    assert fewer["names_gone"] == []
+    none = merge([third.uri], tmp_path / "all", similarity=0.7)
+    assert none["names_gone"] == ["Fuel", "Sport"]
+    assert "'Sport' here is gone" in describe(none)
+    assert {"Fuel", "Sport", "Courts"} <= set(merge([store.uri, third.uri], tmp_path / "all", similarity=0.7)["names"].values())
     # to a store that merges this one, the name is the topic's
     merge([tmp_path / "all", other.uri], tmp_path / "next", similarity=0.7)
     assert "Fuel" in TopicModel.load(tmp_path / "next").topic_labels_.values()
@@ -252,5 +286,5 @@ def test_generations_whose_files_were_cleaned_away_are_left_out(store) -> None:
     for table in ("topics", "topic_labels"):
         store.table(table).vacuum(retention_hours=0, dry_run=False, enforce_retention_duration=False)
     key = store.read("topics").to_pylist()[1]["topic_key"]
-    assert carried(store, ["another", key]) == ({1: "Energy"}, [])
-    assert carried(store, ["another"]) == ({}, ["Energy"])
+    assert carried(store, ["another", key], nowhere(2)) == Carried({1: "Energy"}, {}, [])
+    assert carried(store, ["another"], nowhere(1)) == Carried({}, {}, ["Energy"])
