@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 import urllib.parse
+import urllib.request
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -426,8 +427,25 @@ def _settings(
         settings["spark.executor.extraJavaOptions"] = _LOCALES
     else:
         settings["spark.jars.packages"] = ",".join(packages())
+        java += _proxies()
     settings["spark.driver.extraJavaOptions"] = " ".join(java)
     return settings | hadoop_settings(remote) | _plain(config.conf)
+
+
+def _proxies() -> list[str]:
+    """Return how the JVM is told of the environment's proxies, which it does not look for. Not their passwords: every user of the
+    machine sees a process's arguments.
+    """
+    options = []
+    found = urllib.request.getproxies_environment()
+    for scheme in ("http", "https"):
+        url = found.get(scheme, found.get("all", ""))
+        parts = urllib.parse.urlsplit(url if "://" in url else f"//{url}")
+        if parts.hostname and not parts.scheme.startswith("socks"):
+            options += [f"-D{scheme}.proxyHost={parts.hostname}", f"-D{scheme}.proxyPort={parts.port or 80}"]
+    if options and (without := [name.strip() for name in found.get("no", "").split(",") if name.strip()]):
+        options.append(f"-Dhttp.nonProxyHosts={'|'.join(f'*{name}' if name.startswith('.') else name for name in without)}")
+    return options
 
 
 def _plain(conf: Mapping[str, object]) -> dict[str, str]:

@@ -73,6 +73,22 @@ def test_the_user_has_the_last_word_on_settings():
     assert settings["spark.jars.packages"].split(",") == packages()
 
 
+def test_the_jvm_fetches_jars_through_the_proxy_of_the_environment(monkeypatch):
+    for name in ("http", "https", "all", "no"):
+        monkeypatch.delenv(f"{name}_proxy", raising=False)
+        monkeypatch.delenv(f"{name}_proxy".upper(), raising=False)
+    assert session._proxies() == []
+    monkeypatch.setenv("https_proxy", "http://anna:secret@proxy.corp:3128/")
+    monkeypatch.setenv("no_proxy", "localhost, .corp")
+    assert session._proxies() == ["-Dhttps.proxyHost=proxy.corp", "-Dhttps.proxyPort=3128", "-Dhttp.nonProxyHosts=localhost|*.corp"]
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1080")
+    monkeypatch.setenv("HTTP_PROXY", "proxy.corp")
+    assert session._proxies()[:2] == ["-Dhttp.proxyHost=proxy.corp", "-Dhttp.proxyPort=80"]
+    settings = session._settings(SparkConfig(), jars=Path("nowhere"), app_name="x", brief=True, record_classes=False)
+    assert "-Dhttps.proxyHost=proxy.corp" in settings["spark.driver.extraJavaOptions"]
+    assert "secret" not in str(settings)
+
+
 def test_the_spark_that_came_with_pyspark_is_started(monkeypatch, tmp_path):
     said: list[str] = []
     monkeypatch.setenv("SPARK_HOME", str(tmp_path))  # where another version lies, on many engineers' machines

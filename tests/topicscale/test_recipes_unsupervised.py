@@ -91,7 +91,7 @@ def test_tsdae_noise_depends_on_seed_and_text_alone():
 
 def test_tsdae_refuses_what_has_no_cross_attention(llama: bases.Base):
     recipe("tsdae").check(bases.inspect("all-MiniLM-L6-v2"), recipe("tsdae").options)
-    with pytest.raises(ModelError, match=r"cross-attention.*Got 'llama' instead"):
+    with pytest.raises(ModelError, match=r"cross-attention.*Got 'llama' instead. Use simcse or crop for it"):
         recipe("tsdae").check(llama, recipe("tsdae").options)
     with pytest.raises(ConfigError, match=r"deletion.*more than 0 and less than 1. Got 1 instead"):
         recipe("tsdae").check(llama, {"deletion": 1})

@@ -43,9 +43,10 @@ class Tsdae(Recipe):
         """Raise ModelError where the base has no cross-attention, ConfigError where ``deletion`` is no share of words."""
         check_number(self.name, options, "deletion", above=0.0, below=1.0)
         if not base.cross_attention:
+            instead = "simcse, crop or mlm" if base.mask_token else "simcse or crop"
             raise ModelError(
                 "The recipe tsdae needs a base whose architecture can decode with cross-attention, such as bert, roberta, xlm-roberta, "
-                f"camembert, electra or gpt2. Got {base.model_type!r} instead. Use simcse, crop or mlm for it."
+                f"camembert, electra or gpt2. Got {base.model_type!r} instead. Use {instead} for it."
             )
 
     def check_settings(self, base: Any, settings: FinetuneConfig, options: Mapping[str, Any]) -> None:
