@@ -91,7 +91,9 @@ def configuration(options: argparse.Namespace) -> Config:
     put("partition", "column", options.partition_column)
     put("partition", "number", options.partitions)
     put("topics", "min_size", options.min_topic_size)
-    if options.topics is not None and options.topics != "auto":
+    if options.topics == "auto":
+        chosen.setdefault("topics", {})["number"] = None  # whatever a configuration file says
+    elif options.topics is not None:
         if not options.topics.isdecimal():
             raise RequestError(f"--topics must be a number or auto. Got {options.topics!r} instead.")
         put("topics", "number", int(options.topics))

@@ -21,7 +21,7 @@ from topicscale import cluster as clustering
 from topicscale.config import Config
 from topicscale.errors import JobFailed, StoreError
 from topicscale.sites import is_merged
-from topicscale.store import Snapshot, Store, is_store, says
+from topicscale.store import Snapshot, Store, is_store, mark, says
 
 
 @dataclass(frozen=True)
@@ -174,10 +174,12 @@ def _stages(job: Job, plan: inputs.InputPlan | None, fitted_batches: int) -> Sna
         "fitted_at": datetime.now(UTC).isoformat(),
     }
     failed = {stage: sorted(units) for stage, units in job.failed.items()}
+    # an input read anew can have other columns beside the same ids and texts, of which no topic depends on any
+    read = mark(job.store.unit_version("documents", "ingest"))
     snapshot = job.store.publish(
         configuration=job.config.without_places().to_dict(),
         summary=summary,
-        unit_fingerprint=job.print_of("publish", published, failed, *represent.parts_of(job.config)),
+        unit_fingerprint=job.print_of("publish", published, read, failed, *represent.parts_of(job.config)),
         held=("batches",) if plan is None else ("batches", "topic_trends"),
     )
     return represent.configured(job, snapshot, published)

@@ -6,7 +6,6 @@ is a character, and turned back into bytes; json lines and text are read as line
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -162,13 +161,20 @@ def _jsonl(
     for name in config.text_column:
         # objects and arrays arrive as their JSON text; only what looks like one is parsed again, to see which it was
         text = F.col("_row").getField(name)
-        kind = F.schema_of_variant(F.try_variant_get(F.try_parse_json(F.col("value")), "$[" + json.dumps(name) + "]", "variant"))
-        bad = bad.when(text.rlike(r"^[\[{]") & (kind != "STRING"), "not_text")
+        if (path := _variant_path(name)) is not None:
+            kind = F.schema_of_variant(F.try_variant_get(F.try_parse_json(F.col("value")), path, "variant"))
+            bad = bad.when(text.rlike(r"^[\[{]") & (kind != "STRING"), "not_text")
         # the JSON parser replaces what it cannot decode: the line still shows it
         bad = bad.when(~F.is_valid_utf8(F.col("value")) & F.contains(text, F.lit("\ufffd")), "undecodable")
     late = F.array_except(F.json_object_keys(F.col("value")), F.array(*[F.lit(c.name) for c in columns]))
     flags = F.array(*lost).cast("array<boolean>").alias(LOST)
     return parsed.select(*parts, SOURCE, F.col("value").alias(RAW), bad.alias(BAD), flags, late.alias(LATE)), columns, tuple(losses)
+
+
+def _variant_path(name: str) -> str | None:
+    """Return the path of a key in a variant; None for a key with both kinds of quotes, which no path can hold: it knows no escapes."""
+    quote = next((quote for quote in "\"'" if quote not in name), None)
+    return None if quote is None else f"$[{quote}{name}{quote}]"
 
 
 def _text(spark: SparkSession, plan: InputPlan, paths: list[str]) -> tuple[DataFrame, list[InputColumn]]:

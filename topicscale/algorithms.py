@@ -5,6 +5,7 @@ Heavy packages (numba, UMAP, cuML) are imported by the function that uses them.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import inspect
@@ -27,6 +28,7 @@ CUML_NEIGHBOURS = 1023
 """The most ``min_samples`` that cuML's HDBSCAN takes."""
 PERSISTENCE = 0.75
 """EVoC's layers with at least this fraction of the greatest persistence are good enough."""
+_LIGHT = {"pca": "sklearn.decomposition.PCA", "kmeans": "sklearn.cluster.KMeans"}
 _PACKAGES = {
     "umap": ("umap", "umap-learn", ""),
     "cuml_umap": ("cuml", "cuml", "gpu"),
@@ -43,12 +45,14 @@ def check(config: ClusterConfig) -> None:
     Raises
     ------
     ConfigError
-        A name is neither known nor an import path of a class with the method it needs.
+        A name is neither known nor an import path of a class with the method it needs, or a parameter is none that the class takes.
     MissingDependency
         A named algorithm's package is not installed.
     """
     _check_one("cluster.reduction", config.reduction, REDUCTIONS, "fit_transform")
     _check_one("cluster.algorithm", config.algorithm, ALGORITHMS, "fit_predict")
+    _check_parameters("cluster.reduction_params", config.reduction, config.reduction_params)
+    _check_parameters("cluster.params", config.algorithm, config.params)
 
 
 def check_device(config: ClusterConfig, gpus: float) -> None:
@@ -215,6 +219,23 @@ def _check_one(key: str, value: str, known: tuple[str, ...], method: str) -> Non
         raise ConfigError(f"{key} must be {rule}. {value!r} cannot be imported: {error}") from error
     if not callable(getattr(found, method, None)):
         raise ConfigError(f"{key} must be {rule}. {value!r} has no {method}.")
+
+
+def _check_parameters(key: str, value: str, params: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a parameter that a class does not take. Others import numba, which takes seconds: their units will say it."""
+    path = _LIGHT.get(value, value)
+    if not params or "." not in path.replace(":", "."):
+        return
+    try:
+        accepted = inspect.signature(_resolve(path)).parameters
+    except (TypeError, ValueError):  # of a compiled class, which tells nothing
+        return
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in accepted.values()):
+        return
+    if unknown := [name for name in params if name not in accepted]:
+        near = difflib.get_close_matches(unknown[0], accepted, 1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"It takes {', '.join(accepted)}."
+        raise ConfigError(f"{key} must be parameters of {value}. Got {unknown[0]!r} instead. {hint}")
 
 
 class limited:

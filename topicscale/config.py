@@ -298,7 +298,7 @@ class FinetuneConfig:
     seed: int = 42
 
 
-_POWER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+POWER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 """2e-5, which YAML 1.1 takes for a text."""
 MASTERS = ("local", "spark://", "yarn", "k8s://")
 """How the address of a Spark master begins."""
@@ -433,12 +433,15 @@ def load(
         The file is missing or is no YAML mapping, a key is unknown, or a value does not fit.
     """
     merged: dict[str, Any] = {}
-    if base:
-        _merge(merged, base)
-    if file is not None:
-        _merge(merged, _read_yaml(Path(file)))
-    if values:
-        _merge(merged, values)
+    layers = [base or {}, {} if file is None else _read_yaml(Path(file)), values or {}, _read_overrides(overrides)]
+    for layer in layers:
+        _forget_parameters(merged, layer)
+        _merge(merged, layer)
+    return Config.from_dict(merged)
+
+
+def _read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for item in overrides:
         key, sep, value = item.partition("=")
         if not sep or not key.strip():
@@ -446,8 +449,19 @@ def load(
         nested: Any = _parse(value, item)
         for part in reversed(key.strip().split(".")):
             nested = {part: nested}
-        _merge(merged, nested)
-    return Config.from_dict(merged)
+        _merge(found, nested)
+    return found
+
+
+def _forget_parameters(merged: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    """Take parameters away that were meant for another algorithm than the one a layer chooses."""
+    old, new = merged.get("cluster"), layer.get("cluster")
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        return
+    for kind, parameters in (("algorithm", "params"), ("reduction", "reduction_params")):
+        if new.get(kind) not in (None, old.get(kind, getattr(ClusterConfig, kind))):
+            old = {key: value for key, value in old.items() if key != parameters}
+    merged["cluster"] = old
 
 
 def fingerprint(*parts: Any) -> str:
@@ -499,6 +513,9 @@ def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
     for key, value in new.items():
         if isinstance(value, Mapping) and isinstance(into.get(key), Mapping):
             nested = dict(into[key])
+            for name, inner in value.items():
+                if inner == {}:  # says that there is to be nothing: merged, it would change nothing
+                    nested.pop(name, None)
             _merge(nested, value)
             into[key] = nested
         else:
@@ -586,7 +603,7 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
         return dict(_holdable(_dotted(value) if path in _DOTTED else value, path))
     if hint is bool and isinstance(value, bool):
         return value
-    if hint in (int, float) and isinstance(value, str) and _POWER.fullmatch(value):
+    if hint in (int, float) and isinstance(value, str) and POWER.fullmatch(value):
         value = float(value)
     if hint is int and isinstance(value, (int, float)) and not isinstance(value, bool) and float(value).is_integer():
         return int(value)

@@ -81,6 +81,11 @@ def staged(documents: Any, embeddings: Any, config: InputConfig, store: str) -> 
             documents.write.parquet(f"file://{folder / 'input'}")  # where Hadoop is set up, a plain path is one of its own
             yield dataclasses.replace(config, paths=(str(folder / "input"),), format="parquet"), None
             return
+        if config.id_column not in (None, ID):
+            raise InputError(
+                f"input.id_column={config.id_column} cannot be used of documents in memory: their ids are their positions. Leave it out, "
+                "or give a Spark data frame or the path of a file."
+            )
         table = _table(documents, config)
         changes: dict[str, Any] = {"format": "parquet", "id_column": ID}
         if len(config.text_column) == 1 and config.text_column[0] not in table.column_names and table.num_columns == 1:

@@ -7,8 +7,10 @@ import difflib
 import glob
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
@@ -32,6 +34,8 @@ _FORMATS = {
     ".text": "text",
 }
 _HIDDEN = ("_", ".")
+_SEEN = 100
+"""Rows of a Delta table whose vectors are looked at."""
 _CHECKED = 200
 """Files whose head is read at most; of later csv files the header alone."""
 
@@ -166,6 +170,17 @@ def text_columns(config: InputConfig, chosen: str) -> tuple[str, ...]:
 def is_remote(path: str) -> bool:
     """Return whether a path is an address that only the engine can open."""
     return "://" in path and not path.startswith("file://") and storage.address(path) is None
+
+
+def listed(paths: Iterable[str]) -> list[str]:
+    """Return the files, and the folders of Delta tables, that files, folders and globs mean, each once and by its whole path.
+
+    Raises
+    ------
+    InputError
+        Nothing is there, or it cannot be read.
+    """
+    return sorted({path for given in paths for path, _ in _expand(given)})
 
 
 def _expand(given: str) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -333,6 +348,9 @@ def check_named(name: str, kinds: Mapping[str, str], option: str) -> None:
         close = difflib.get_close_matches(name.lower(), [kind.lower() for kind in kinds], n=1)
         meant = next((kind for kind in kinds if close and kind.lower() == close[0]), None)
         hint = f" Did you mean {meant!r}?" if meant else ""
+        if meant and meant.strip() == name and option in ("input.text_column", "input.keep"):
+            # blanks in an option's text may only separate names
+            hint += f" Blanks around a name are kept in a list alone: --set '{option}=[\"{meant}\"]'."
         raise InputError(f"{option} names {name!r}, which the input lacks.{hint} Its columns: {_few(list(kinds), 20)}.")
 
 
@@ -346,8 +364,11 @@ def _inspect_delta(config: InputConfig, paths: Sequence[str], options: Mapping[s
 
     from topicscale.sniff import arrow_columns
 
+    asked = {key.lower(): value for key, value in options.items()}
+    options = {key: value for key, value in options.items() if key.lower() not in ("versionasof", "timestampasof")}
     try:
         table = DeltaTable(paths[0], storage_options=storage.delta_options(paths[0]))
+        _travel(table, asked)
         schema = table.schema().to_arrow()
         import pyarrow as pa
 
@@ -357,6 +378,7 @@ def _inspect_delta(config: InputConfig, paths: Sequence[str], options: Mapping[s
     except (DeltaError, OSError, ValueError) as error:
         raise InputError(f"Input {paths[0]!r} is not a Delta table that can be read: {said(error)}") from error
     check_columns(columns, config, "delta")
+    dimension = None if config.embedding_column is None else _dimension(table, config.embedding_column)
     counts = actions.get("num_records") or []
     rows = sum(counts) if counts and all(count is not None for count in counts) else None
     return InputPlan(
@@ -368,7 +390,34 @@ def _inspect_delta(config: InputConfig, paths: Sequence[str], options: Mapping[s
         bytes=sum(actions.get("size_bytes") or []),
         fingerprint=fingerprint(paths, str(metadata.id), version, dict(options)),
         version=version,
+        dimension=dimension,
     )
+
+
+def _travel(table: Any, asked: Mapping[str, str]) -> None:
+    """Go to the version of a Delta table that reader options name, by their names in lower case."""
+    from deltalake.exceptions import DeltaError
+
+    name, wanted = next(((name, asked[name]) for name in ("versionasof", "timestampasof") if name in asked), ("", ""))
+    try:
+        if name == "versionasof":
+            table.load_as_version(int(wanted))
+        elif name:
+            at = datetime.fromisoformat(wanted)
+            table.load_as_version(at if at.tzinfo else at.replace(tzinfo=UTC))  # as Spark's sessions here take it
+    except (DeltaError, ValueError, OverflowError) as error:
+        has = "a version or a time that the Delta table has"
+        raise InputError(f"input.options must name {has}. Got {wanted!r} instead: {error}") from error
+
+
+def _dimension(table: Any, column: str) -> int | None:
+    """Return the commonest length of the vectors of a Delta table's first rows; None where they cannot be read here."""
+    try:
+        vectors = table.to_pyarrow_dataset().head(_SEEN, columns=[column])[column].to_pylist()
+    except Exception:  # features of Delta that this reader lacks and Spark has; a vector of a wrong length then fails its unit
+        return None
+    lengths = Counter(len(vector) for vector in vectors if vector)
+    return lengths.most_common(1)[0][0] if lengths else None
 
 
 def _few(names: Sequence[str], most: int = 5) -> str:

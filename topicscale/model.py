@@ -127,21 +127,21 @@ class TopicModel:
             given["terms"] = {"stop_words": None}
         put("terms", {"top_n_words": top_n_words, "ngram_range": None if n_gram_range is None else list(n_gram_range)})
         put("topics", {"min_size": min_topic_size, "number": None if nr_topics == "auto" else nr_topics})
+        if nr_topics == "auto":
+            given.setdefault("topics", {})["number"] = None  # whatever the configuration says
         names = None if zeroshot_topic_list is None else _names(zeroshot_topic_list)
         put("zeroshot", {"topics": names, "min_similarity": zeroshot_min_similarity})
         for section, values in submodels.configuration(embedding_model, umap_model, hdbscan_model, vectorizer_model, ctfidf_model).items():
             given.setdefault(section, {}).update(values)
         if representation_model is not None:
             put("represent", {"aspects": submodels.aspects(representation_model)})
-        if isinstance(config, Config):
-            config = config.to_dict()
-        if isinstance(config, Mapping):
-            merged = {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
-            for section, values in given.items():
-                merged.setdefault(section, {}).update(values)
-            self.config = load(values=merged)
-        else:
-            self.config = load(file=config, values=given)
+        if isinstance(config, (str, Path)):
+            config = load(file=config)
+        merged = dict((config.to_dict() if isinstance(config, Config) else config) or {})
+        for section, values in given.items():
+            # an object's parameters are all it has: those of the configuration were another's
+            merged[section] = {**(merged.get(section) or {}), **values}
+        self.config = load(values=merged)
         self.verbose = verbose
         if store is None:
             folder = tempfile.TemporaryDirectory(prefix="topicscale-")

@@ -114,9 +114,12 @@ def says(version: int | None, unit_fingerprint: str) -> bool:
 
 def agree(one: int | None, other: int | None) -> bool:
     """Return whether two versions stand for the same fingerprint, however often it was written."""
-    if one is None or other is None:
-        return one is other
-    return (one & _MASK) == (other & _MASK)
+    return mark(one) == mark(other)
+
+
+def mark(version: int | None) -> int | None:
+    """Return what a ``txn`` version tells of its fingerprint, the same however often that was written; None for none."""
+    return None if version is None else version & _MASK
 
 
 def local_path(uri: str) -> Path:

@@ -14,6 +14,7 @@ import pytest
 
 from jobs.progress import Ui
 from jobs.run import run
+from jobs.stages.ingest import check_base
 from tests import corpus
 from tests.jobs.compare import contents
 from topicscale import TopicModel, config
@@ -123,6 +124,20 @@ def test_a_rerun_does_nothing(source, finished) -> None:
     again = run(settings(source), store, ui=QUIET)
     assert again.nothing_to_do
     assert again.generation == first.generation
+
+
+def test_an_input_that_was_written_again_makes_a_generation_that_can_be_added_to(source, finished, tmp_path) -> None:
+    """What no topic depends on, a column beside the text, is read anew with it; and an update or forget would be refused otherwise."""
+    store = shutil.copytree(finished[0], str(tmp_path / "store"))
+    path = corpus.write_csv(tmp_path / "corpus.csv", [(doc_id, text, theme.upper()) for doc_id, text, theme in corpus.rows()])
+    again = run(settings(path), store, ui=QUIET)
+    assert set(logged(store, again.run_id)) == {"ingest"}
+    assert again.generation == finished[1].generation + 1
+    reader = Store(store)
+    base = reader.pin()
+    assert all(theme.isupper() for theme in reader.read("documents", ["theme"])["theme"].to_pylist())
+    check_base(Store(store), base)
+    assert run(settings(path), store, ui=QUIET).nothing_to_do
 
 
 def test_the_same_input_into_another_store_gives_the_same_tables(source, finished, tmp_path) -> None:

@@ -123,6 +123,15 @@ def test_every_fault_of_a_json_line_has_its_reason(spark, tmp_path):
     assert {d["text"]: d["embedding"] for d in documents} == {"fine": [0.5, 0.5], "{braces}": [1.0, 0.0]}
 
 
+@pytest.mark.parametrize("name", ["текст", "it's", 'a "b"', "a\\b"])
+def test_an_object_is_no_text_whatever_its_key(spark, tmp_path, name):
+    path = tmp_path / "keys.jsonl"
+    path.write_text("\n".join(json.dumps({name: value}) for value in ({"a": 1}, [1], "[1]", "words")), "utf-8")
+    result, documents, _ = _run(spark, tmp_path, path, input__text_column=[name])
+    assert result.quarantined == {"not_text": 2}
+    assert {d["text"] for d in documents} == {"[1]", "words"}
+
+
 def test_a_ten_megabyte_row_is_refused_and_shown_short(spark, tmp_path):
     path = tmp_path / "long.txt"
     path.write_text("short\n" + "word " * 2_000_000 + "\nalso short\n")

@@ -131,6 +131,12 @@ def test_any_class_by_import_path() -> None:
         (ClusterConfig(reduction="tsne"), "none, pca, umap"),
         (ClusterConfig(algorithm="no.such.Thing"), "cannot be imported"),
         (ClusterConfig(algorithm="sklearn.decomposition.PCA"), "has no fit_predict"),
+        (
+            ClusterConfig(algorithm="kmeans", params={"n_cluster": 9}),
+            "parameters of kmeans. Got 'n_cluster' instead. Did you mean 'n_clusters'",
+        ),
+        (ClusterConfig(algorithm="sklearn.cluster.DBSCAN", params={"foo": 9}), "It takes eps, min_samples"),
+        (ClusterConfig(reduction="pca", reduction_params={"n_neighbors": 9}), "parameters of pca"),
     ],
 )
 def test_wrong_names_are_refused_with_what_is_known(config: ClusterConfig, words: str) -> None:

@@ -61,6 +61,25 @@ def test_later_sources_win_and_mappings_merge(tmp_path) -> None:
     assert built.cluster.params == {"n_neighbors": 9, "metric": "cosine"}
 
 
+def test_parameters_go_with_the_algorithm_they_were_meant_for(tmp_path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("cluster: {algorithm: hdbscan, params: {metric: l1}, reduction: umap, reduction_params: {n_neighbors: 9}}\n")
+    built = load(file=file, overrides=["cluster.params.n_clusters=9", "cluster.algorithm=kmeans"])
+    assert (built.cluster.params, built.cluster.reduction_params) == ({"n_clusters": 9}, {"n_neighbors": 9})
+    same = load(file=file, values={"cluster": {"algorithm": "hdbscan", "params": {"alpha": 2}}})
+    assert same.cluster.params == {"metric": "l1", "alpha": 2}
+    # the default's name changes nothing
+    file.write_text("cluster: {params: {n_neighbors: 9}}\n")
+    assert load(file=file, overrides=[f"cluster.algorithm={load().cluster.algorithm}"]).cluster.params == {"n_neighbors": 9}
+
+
+def test_an_empty_mapping_takes_away_what_there_was() -> None:
+    base = {"represent": {"aspects": {"words": "keybert"}, "map_documents": 5}}
+    built = load(values=base, overrides=["represent.aspects={}"])
+    assert (built.represent.aspects, built.represent.map_documents) == ({}, 5)
+    assert load(values=base, overrides=["represent={}"]).represent.map_documents == 5
+
+
 def test_lists_may_be_written_with_commas() -> None:
     assert load(overrides=["input.text_column=title, body"]).input.text_column == ("title", "body")
 

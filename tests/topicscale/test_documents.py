@@ -51,3 +51,12 @@ def test_texts_to_be_given_topics_are_texts() -> None:
         texts_of(["a", None])
     with pytest.raises(InputError, match="Document 0 is a int"):
         texts_of([3])
+
+
+def test_an_id_column_of_documents_in_memory_is_refused(tmp_path) -> None:
+    """Their ids are their positions: the column would be ignored."""
+    with (
+        pytest.raises(InputError, match=r"input\.id_column=ticket cannot be used of documents in memory"),
+        staged(pd.DataFrame({"ticket": ["T1"], "text": ["a"]}), None, InputConfig(id_column="ticket"), str(tmp_path / "s")),
+    ):
+        pass

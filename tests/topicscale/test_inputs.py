@@ -2,12 +2,13 @@
 
 import gzip
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from topicscale.config import InputConfig
+from topicscale.config import InputConfig, load
 from topicscale.errors import InputError
 from topicscale.inputs import inspect
 
@@ -26,6 +27,33 @@ def test_a_csv_file_is_known_by_its_name_and_its_columns_by_its_header(tmp_path)
 def test_a_misspelt_column_is_answered_with_the_nearest_one(tmp_path):
     with pytest.raises(InputError, match="Did you mean 'text'"):
         inspect(InputConfig(paths=(_csv(tmp_path),), text_column=("texts",)))
+
+
+def test_a_column_with_a_blank_before_its_name_can_be_named(tmp_path):
+    path = _csv(tmp_path, text="id, text\n1,one\n")
+    with pytest.raises(InputError, match=r"""Did you mean ' text'\?.* --set 'input\.text_column=\[" text"\]'"""):
+        inspect(InputConfig(paths=(path,)))
+    chosen = load(values={"input": {"paths": [path]}}, overrides=['input.text_column=[" text"]'])
+    assert inspect(chosen.input).rows == 1
+
+
+def test_a_delta_table_is_read_at_the_version_that_is_asked_for(tmp_path):
+    from deltalake import write_deltalake
+
+    path = str(tmp_path / "table")
+    for vectors in ([[1.0, 0.0], [0.0, 1.0], [1.0]], [[1.0, 0.0, 0.0]]):
+        write_deltalake(path, pa.table({"text": ["a"] * len(vectors), "v": vectors}), mode="overwrite")
+    newest = inspect(InputConfig(paths=(path,), embedding_column="v"))
+    assert (newest.version, newest.rows, newest.dimension) == (1, 1, 3)
+    first = inspect(InputConfig(paths=(path,), embedding_column="v", options={"versionAsOf": 0}))
+    assert (first.version, first.rows, first.dimension) == (0, 3, 2)
+    assert "versionAsOf" not in first.options
+    os.utime(next((tmp_path / "table" / "_delta_log").glob("*0.json")), (1.6e9, 1.6e9))  # in September 2020
+    for when, version in (("2021-01-01", 0), ("2100-01-01T00:00:00+02:00", 1)):
+        assert inspect(InputConfig(paths=(path,), options={"timestampAsOf": when})).version == version
+    for options in ({"versionAsOf": 7}, {"versionAsOf": "x"}, {"timestampAsOf": "yesterday"}):
+        with pytest.raises(InputError, match=r"must name a version or a time that the Delta table has\. Got "):
+            inspect(InputConfig(paths=(path,), options=options))
 
 
 def test_a_missing_file_is_answered_with_the_nearest_one(tmp_path):

@@ -10,6 +10,7 @@ from sklearn.decomposition import PCA
 from sklearn.feature_extraction.text import CountVectorizer
 from umap import UMAP
 
+from topicscale import TopicModel
 from topicscale.errors import RequestError
 from topicscale.submodels import configuration
 
@@ -58,3 +59,17 @@ def test_a_plain_vectorizer_asks_for_nothing_that_cannot_be_met() -> None:
     found = configuration(None, None, None, CountVectorizer(min_df=2), ClassTfidfTransformer(bm25_weighting=True))
     assert found["terms"]["min_df"] == 2
     assert found["terms"]["bm25_weighting"] is True
+
+
+def test_an_objects_parameters_are_all_it_has() -> None:
+    model = TopicModel(config="bertopic", hdbscan_model=KMeans(n_clusters=50), umap_model=PCA(n_components=5))
+    assert model.config.cluster.params == {"n_clusters": 50, "n_init": "auto"}
+    assert model.config.cluster.reduction_params == {"n_components": 5}
+    same = TopicModel(config="bertopic", hdbscan_model=HDBSCAN(min_cluster_size=5, metric="l1"))
+    assert same.config.cluster.params["metric"] == "l1"
+    assert same.config.cluster.reduction == "umap"
+
+
+def test_a_number_that_is_to_be_found_is_not_the_configurations() -> None:
+    assert TopicModel(config={"topics": {"number": 50}}, nr_topics="auto").config.topics.number is None
+    assert TopicModel(config={"topics": {"number": 50}}).config.topics.number == 50
