@@ -85,7 +85,9 @@ def parser() -> argparse.ArgumentParser:
     )
     update.add_argument("--input", nargs="+", metavar="PATH", help="the new documents, laid out as those of the store's run")
     update.add_argument("--refit", action="store_true", help="fit the topics of all documents anew, as a new generation")
-    _configured(update, "input.* for this batch, ray.* and spark.* for this machine; with --refit any value", file=False)
+    _configured(
+        update, "input.* for this batch, ray.* and spark.* for this machine; with --refit all but those of input and partitions", file=False
+    )
     forget = add(
         "forget",
         "Remove documents from every table and every sum, and delete the files that held them. Earlier generations go with them.",

@@ -139,14 +139,13 @@ def _remove(job: Job, reader: Store, base: Snapshot, gone: pa.Table, ids: list[s
     partitions = sorted(set(gone["partition_id"].to_pylist()))
     quarantined = shell.remove_documents(job.engines.spark, job.config, store_uri=job.store.uri, ids=ids, partitions=partitions)
     before = add.read_base(job, base)
-    number = len(before.topics.keys)
-    # with their new digests, so that a refit need not embed again
-    prints = embed.prints_of(job, ingest.read_partitions(job))
-    removed, trends = Sums(np.zeros(number + 1, np.int64), np.zeros_like(before.sums.vector_sums)), {}
+    # with their new digests, so that a refit need not embed again; of the space they are in, for which no model need be at hand
+    prints = embed.prints_of(job, ingest.read_partitions(job), space=base.summary["space"])
+    removed, trends = Sums(np.zeros_like(before.sums.counts), np.zeros_like(before.sums.vector_sums)), {}
     lineage: dict[tuple[str, int], dict[str, Any]] = {}
     with job.ui.stage("forget", len(partitions), unit="partitions") as bar:
         for pid in partitions:
-            sums, leaves = _partition(job, base, pid, ids, prints.get(pid, fp), fp, number)
+            sums, leaves = _partition(job, base, pid, ids, prints.get(pid, fp), fp, shape=before.sums.vector_sums.shape)
             removed, trends[pid] = removed + sums, sums.counts
             lineage |= {(pid, leaf["local_topic"]): leaf for leaf in leaves}
             bar.advance(1)
@@ -169,6 +168,9 @@ def _remove(job: Job, reader: Store, base: Snapshot, gone: pa.Table, ids: list[s
     if job.store.has("answers"):  # a model's answers tell what its prompts held
         job.store.table("answers").delete()
     publish.write_sites(job, fp, before.topics, left, base.summary["space"], names)
+    # an update that was killed may have left a later version, whose files alone would stay
+    batches = job.store.read("batches", version=base.versions["batches"])
+    job.store.replace("batches", batches, stage="add", unit_fingerprint=fp)
     placed = job.store.read("document_map", version=base.versions["document_map"])
     job.store.replace("document_map", placed.filter(pc.invert(_among(placed["doc_id"], ids))), stage="map", unit_fingerprint=fp)
     summary = {
@@ -176,23 +178,26 @@ def _remove(job: Job, reader: Store, base: Snapshot, gone: pa.Table, ids: list[s
         "documents": base.summary["documents"] - int(removed.counts.sum()),
         "outliers": base.summary["outliers"] - int(removed.counts[0]),
     }
-    job.store.publish(configuration=base.configuration, summary=summary, unit_fingerprint=fp, held=("batches",))
+    job.store.publish(configuration=base.configuration, summary=summary, unit_fingerprint=fp)
     job.whole("forget", fp, rows=gone.num_rows, seconds=time.monotonic() - began)
     return quarantined
 
 
 def _partition(
-    job: Job, base: Snapshot, pid: str, ids: list[str], embed_print: str, fp: str, number: int
+    job: Job, base: Snapshot, pid: str, ids: list[str], embed_print: str, fp: str, *, shape: tuple[int, int]
 ) -> tuple[Sums, list[dict[str, Any]]]:
-    """Rewrite one partition without the documents; return the sums that go, outliers first, and the local topics that stay."""
+    """Rewrite one partition without the documents; return the sums that go, outliers first, and the local topics that stay.
+
+    ``shape`` is that of the store's sums: (topics and outliers, d). A partition whose embedding failed has no vectors, and no d.
+    """
     held = {table: read_partition(job.store.uri, table, pid, TABLES[table].schema.names, base.versions[table]) for table in PER_DOCUMENT}
     embeddings, assigned = held["embeddings"], held["assignments"]
-    vectors = to_matrix(embeddings["vector"])
+    vectors = to_matrix(embeddings["vector"]).reshape(embeddings.num_rows, shape[1])
     # a document that could not be assigned is in no sum
     topic_of = dict(zip(assigned["doc_id"].to_pylist(), assigned["topic_id"].to_pylist(), strict=True))
     lost = _among(embeddings["doc_id"], ids).to_numpy()
     topics = np.array([topic_of.get(doc_id, OUTLIER - 1) + 1 for doc_id in embeddings["doc_id"].to_pylist()], np.int64)
-    sums = collect(vectors[lost], topics[lost], number + 1)
+    sums = collect(vectors[lost], topics[lost], shape[0])
     writes: dict[str, pa.Table] = {table: rows.filter(pc.invert(_among(rows["doc_id"], ids))) for table, rows in held.items()}
     local = writes["local_assignments"]
     row_of = {doc_id: row for row, doc_id in enumerate(embeddings["doc_id"].to_pylist())}

@@ -39,6 +39,8 @@ class Input:
     name: str
     store: Store
     snapshot: Snapshot
+    given: bool = False
+    """The name is not that of its folder."""
 
 
 def merge(
@@ -222,16 +224,21 @@ def _given(text: str) -> Input:
 
 def _open(label: str, path: str | Path) -> Input:
     store = Store(path)
-    return Input(label or store.name, store, store.pin())
+    return Input(label or store.name, store, store.pin(), bool(label))
 
 
 def _named(source: Input, table: str) -> pa.Table:
-    """Return a store's rows, its own carrying its name: those it got from other sites have theirs."""
+    """Return a store's rows, its own carrying its name: those it got from other sites have theirs.
+
+    An export's rows have the name that its site gave itself. Where all are of one site, a name given here is the site's all the same.
+    """
     rows = source.store.read(table)
     own = pc.equal(rows["site_id"], "")
     filled = {"site": source.name, "site_id": source.store.site_id, "generation": source.snapshot.generation}
     for column, value in filled.items():
         rows = rows.set_column(rows.schema.get_field_index(column), column, pc.if_else(own, value, rows[column]))
+    if source.given and pc.count_distinct(rows["site_id"]).as_py() == 1:
+        rows = rows.set_column(rows.schema.get_field_index("site"), "site", pa.repeat(source.name, rows.num_rows))
     return rows.cast(TABLES[table].schema)
 
 

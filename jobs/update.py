@@ -18,6 +18,7 @@ from jobs.stages import add, cluster, embed, ingest, refine, represent, zeroshot
 from topicscale import registry
 from topicscale.config import Config, load
 from topicscale.errors import JobFailed, RequestError, StoreError
+from topicscale.models import embedding_space
 from topicscale.sites import is_merged
 from topicscale.store import Snapshot, Store
 from topicscale.tables import TABLES
@@ -64,7 +65,18 @@ def update(paths: Sequence[str], store: str | Path, *, overrides: Sequence[str] 
         held = Config.from_dict(base.configuration)
         read = dataclasses.asdict(held.input) | {"paths": list(paths)}
         config = load(values={**held.to_dict(), "input": read}, overrides=overrides)
+        if (held.input.embedding_column is None) != (config.input.embedding_column is None):
+            theirs = "come with the documents" if held.input.embedding_column else f"are made by {held.embedding.model}"
+            raise RequestError(
+                f"input.embedding_column must be given in a batch where the store has it, and nowhere else: this store's vectors {theirs}. "
+                f"Got {config.input.embedding_column!r} instead."
+            )
         plan = validate(config, target.uri)
+        if config.input.embedding_column is None and embedding_space(config.embedding) != base.summary["space"]:
+            raise RequestError(
+                f"The embedding model {config.embedding.model!r} is another than the one that this store's topics were found with: its "
+                f"files have changed since. Put them back, or fit all documents with it: topicscale update --refit --store {target.uri}"
+            )
         reader, target = target, Store(store)  # the one reads the base generation, the other what is newest
         batches = reader.read("batches").to_pylist() if "batches" in base.versions else []
         number = max((row["batch"] for row in batches), default=0) + 1
@@ -83,7 +95,22 @@ def update(paths: Sequence[str], store: str | Path, *, overrides: Sequence[str] 
 
 
 def refit(store: str | Path, *, overrides: Sequence[str] = (), ui: Ui | None = None) -> Result:
-    """Fit the topics of all documents of a store anew, batches among them, as a new generation."""
+    """Fit the topics of all documents of a store anew, batches among them, as a new generation.
+
+    Raises
+    ------
+    RequestError
+        An override is of how documents are read or divided, which a fit of those that are there does not do.
+    StoreError
+        There is no fitted store, or its topics are merged ones.
+    """
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if key.startswith(("input.", "partition.")) and key != "input.embedding_column":
+            raise RequestError(
+                f"--set of a refit must be about what follows once documents are there. Got {override!r}: its documents stay as they were "
+                "read and divided. To have it otherwise, run their inputs into a new store."
+            )
     target = Store(store)
     check(target)
     base = target.pin()
@@ -140,7 +167,6 @@ def _batch(job: Job, base: Snapshot, batches: list[dict[str, Any]], number: int,
     partitions = [Partition(p.partition_id, p.value, p.rows, p.digest) for p in read.partitions]
     rows = {p.partition_id: p.rows for p in partitions}
     ingest.drop_unpublished(job.store, base, rows)  # of a killed update of other documents, which this one takes the place of
-    space = embed.space_of(job)
     prints = _all(job, "embed", embed.embed(job, partitions), embed.prints_of(job, partitions))
     before = add.read_base(job, base)
     names = zeroshot.take(
@@ -157,7 +183,7 @@ def _batch(job: Job, base: Snapshot, batches: list[dict[str, Any]], number: int,
     found = add.extend(job, before, since, height=float(base.summary["height"]), names=names)
     assigned = refine.assign_prints(job, prints, job.print_of("add", base.generation, fp))
     _all(job, "assign", refine.assign_to(job, assigned, rows, found.topics), assigned)
-    sums = add.publish_batch(job, base, before, found, fp=fp, partitions=partitions, space=space)
+    sums = add.publish_batch(job, base, before, found, fp=fp, partitions=partitions, space=base.summary["space"])
 
     at = datetime.now(UTC)
     counted = {**counts, "at": at, "partition_ids": sorted(rows), "fingerprint": fp, "new_topics": found.new, "quarantined": quarantined}

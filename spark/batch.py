@@ -112,17 +112,24 @@ def add(
 
 def _fitted(frame: DataFrame, held: DataFrame, columns: list[str], changed: dict[str, str]) -> DataFrame:
     """Return the rows in the columns of ``documents``: one that the batch lacks is null, one that only the batch has is left out."""
-    chosen = []
-    kinds = dict(held.dtypes)
+    chosen, lost = [], []
+    theirs, kinds = dict(frame.dtypes), dict(held.dtypes)
     for name, kind in kinds.items():
-        if name in columns:
-            chosen.append(F.col(name).cast(kind).alias(name))
+        if name in columns and theirs[name] == kind:
+            chosen.append(F.col(name))
+        elif name in columns:
+            value = F.col(name).try_cast(kind)
+            chosen.append(value.alias(name))
+            lost.append(F.count_if(F.col(name).isNotNull() & value.isNull()).alias(name))
         else:
             chosen.append(F.lit(None).cast(kind).alias(name))
             changed[name] = "not in this batch: null"
     for name in columns:
         if name not in kinds:
             changed[name] = "left out: the store's documents have no such column"
+    if lost:
+        for name, number in frame.agg(*lost).collect()[0].asDict().items():
+            changed |= {name: f"null in {number:,} rows, whose values are no {kinds[name]}"} if number else {}
     return frame.select(*chosen)
 
 

@@ -181,9 +181,9 @@ def carried(store: Store, keys: Sequence[str], vectors: Float32) -> Carried:
 
     A topic is known by what it is made of (``topic_key``). The newest generation that has it says what it is called, so
     that names come back with a topic that was gone for a while. A topic of the newest generation whose documents have changed
-    since hands its name to its successor: of the new topics, the most similar one, if of the earlier topics it is the most similar
-    one in turn, and at least by :data:`ALIKE`. Only finished generations are read: killed and started again, a run carries over
-    the same.
+    since hands its name, or that it has none, to its successor: of the new topics, the most similar one, if of the earlier topics it
+    is the most similar one in turn, and at least by :data:`ALIKE`. Only finished generations are read: killed and started again, a
+    run carries over the same.
 
     Parameters
     ----------
@@ -195,7 +195,7 @@ def carried(store: Store, keys: Sequence[str], vectors: Float32) -> Carried:
     position = {"": OUTLIER} | {key: topic for topic, key in enumerate(keys)}
     names: dict[int, str] = {}
     changed: list[dict[str, Any]] = []
-    new = set(position)
+    new = set(keys)
     known: set[str] = set()
     looked: set[tuple[int, int]] = set()
     for number, snapshot in enumerate(reversed(store.snapshots())):
@@ -210,6 +210,8 @@ def carried(store: Store, keys: Sequence[str], vectors: Float32) -> Carried:
             rows = store.read("topics", columns, version=versions[0]).to_pylist()
             labels = store.read("topic_labels", version=versions[1]).to_pylist()
         except (OSError, DeltaError, StoreError):
+            if number == 0:
+                raise  # the newest generation's files are there: to go on would lose the names
             break  # its files were cleaned away
         set_here = held([row for row in labels if row["detail"] == HERE])
         for row in rows:
@@ -224,13 +226,13 @@ def carried(store: Store, keys: Sequence[str], vectors: Float32) -> Carried:
     alike: dict[int, float] = {}
     gone: list[str] = []
     for place, row in enumerate(changed):
-        if row["name"] is None:
+        if place not in heirs:
+            gone += [row["name"]] if row["name"] else []
             continue
-        topic, similarity = heirs.get(place, (OUTLIER, 0.0))
-        if topic != OUTLIER and topic not in names:
+        topic, similarity = heirs[place]
+        names.pop(topic, None)  # the newest generation has the last word: an earlier one may have known these documents by another name
+        if row["name"]:
             names[topic], alike[topic] = row["name"], similarity
-        elif names.get(topic) != row["name"]:
-            gone.append(row["name"])
     return Carried(names, alike, sorted(gone))
 
 

@@ -84,6 +84,8 @@ def at_hand(files: Folder) -> Iterator[tuple[Path, Callable[[], None]]]:
         there = {file.name for file in files.files(FOLDER, deep=True)}
         # of a record that was put back in part nothing has left: without its last file it is none
         whole = {name for name in there if "/".join([*name.split("/")[:2], _ENTRY]) in there}
+        for name in sorted(there - whole - {f"{FOLDER}/{_SECRET}"}):
+            files.remove(name)  # the next record of that number would be taken to hold it
         for name in sorted(whole | {f"{FOLDER}/{_SECRET}"} & there):
             target = Path(scratch) / name
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -33,9 +33,9 @@ def alike(job: Job) -> str:
     return fingerprint(space_of(job), _numeric(job))
 
 
-def prints_of(job: Job, partitions: list[Partition]) -> dict[str, str]:
-    """Return each partition's fingerprint."""
-    space = space_of(job)
+def prints_of(job: Job, partitions: list[Partition], *, space: str | None = None) -> dict[str, str]:
+    """Return each partition's fingerprint; of vectors in another space than the configuration's, where one is given."""
+    space = space_of(job) if space is None else space
     return {p.partition_id: job.print_of("embed", p.digest, space, _numeric(job)) for p in partitions}
 
 

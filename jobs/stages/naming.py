@@ -125,7 +125,8 @@ def name_topics(
             for topic, place in _sharpen(asker, rows, labels, chosen, keywords, others, config.place, enough).items():
                 reasons[topic] = f"{UNFOUND}: at place {place}, by its keywords at {shown[topic].rank}"
                 del chosen[topic], labels[topic]
-                if topic in before:
+                names = {normalised(label) for label in (*labels.values(), *kept.values(), *taken.values())}
+                if topic in before and normalised(before[topic]) not in names:  # another may have it by now
                     kept[topic] = before[topic]
         # what goes by another name may be described by any label
         labels |= {topic: c.label for topic, c in chosen.items() if topic in taken}

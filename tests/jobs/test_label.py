@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -27,6 +28,8 @@ from tests import corpus
 from tests.model_server import serving
 from topicscale import TopicModel, config
 from topicscale.errors import ConfigError, JobFailed, ModelError, RequestError
+from topicscale.llm.backend import Answer
+from topicscale.represent.view import View
 from topicscale.store import Store
 
 QUIET = Ui("quiet")
@@ -375,3 +378,25 @@ def test_a_topic_without_a_label_goes_by_as_many_keywords_as_find_it() -> None:
     keywords = {0: ["blue", "sky", "rust", "sea", "red", "clay"], 1: ["blue", "sky", "sea", "red"]}
     found = naming._by_keywords(Colours(), COLOURS, shown, keywords, True)
     assert found == {0: "blue, sky, rust, sea, red", 1: "blue, sky, sea"}
+
+
+def test_a_label_of_before_that_another_topic_has_by_now_is_not_kept(monkeypatch) -> None:
+    class Told(Colours):
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        def ask(self, asks):
+            return [Answer("Blue sky" if "sky" in ask.keywords else "Blue things") for ask in asks]
+
+    monkeypatch.setattr(naming, "Asker", lambda *_: Told())
+    job = SimpleNamespace(config=config.load(overrides=["llm.candidates=2"]))
+    described = [["rust"], ["sky", "blue"]]
+    views = [View(topic, (), (f"a text about {words[0]}",), np.zeros((1, 2), np.float32)) for topic, words in enumerate(described)]
+    rows = [row | {"size": 5, "keywords": words} for row, words in zip(COLOURS[1:], described, strict=True)]
+    found = naming.name_topics(job, views, described, rows=rows, taken={}, before={0: "Blue sky"})
+    labels = {row["topic_id"]: row["label"] for row in found.rows}
+    assert labels == {0: "rust", 1: "Blue sky"}
+    assert found.fallback[0].startswith(naming.UNFOUND)

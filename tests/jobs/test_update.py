@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable
 from sklearn.feature_extraction.text import CountVectorizer
 
+from jobs.forget import PER_DOCUMENT, forget
 from jobs.forget import describe as described
-from jobs.forget import forget
 from jobs.progress import Ui
 from jobs.run import run
 from jobs.topics import describe as describe_topics
@@ -27,7 +28,7 @@ from tests import corpus
 from tests.jobs.compare import contents
 from topicscale import TopicModel, config
 from topicscale.cluster import exact
-from topicscale.errors import JobFailed, RequestError, ResourceError, StoreError
+from topicscale.errors import JobFailed, ModelError, RequestError, ResourceError, StoreError
 from topicscale.federate import vector_sums
 from topicscale.store import PENDING, Store
 from topicscale.terms import name
@@ -218,6 +219,11 @@ def test_bad_requests_are_refused(updated, inputs, tmp_path) -> None:
         update([str(inputs["old"])], store, overrides=["topics.min_size=3"], ui=QUIET)
     with pytest.raises(ResourceError, match="64 workers"):  # where it runs may be said
         update([str(inputs["old"])], store, overrides=["ray.actors=64", "ray.cpus_per_actor=4"], ui=QUIET)
+    with pytest.raises(RequestError, match=r"embedding_column must be given in a batch where the store has it.*made by all-MiniLM"):
+        update([str(inputs["old"])], store, overrides=["input.embedding_column=v"], ui=QUIET)
+    for ignored in ("partition.number=8", "input.keep=theme"):
+        with pytest.raises(RequestError, match="documents stay as they were read and divided"):
+            refit(store, overrides=[ignored], ui=QUIET)
     with pytest.raises(RequestError, match=r"nothing\.csv"):
         update([str(tmp_path / "nothing.csv")], store, ui=QUIET)
     with pytest.raises(StoreError):
@@ -258,6 +264,25 @@ def test_forgotten_documents_are_in_no_table_sum_or_file(updated, tmp_path) -> N
     again = forget(listed, store, ui=QUIET)
     assert again["forgotten"] == 0
     assert len(Store(store).snapshots()) == 1
+
+
+def test_a_partition_without_vectors_is_forgotten_where_the_model_is_not(base, tmp_path, monkeypatch) -> None:
+    """A run whose embedding failed in part leaves one; and nothing that forget does needs the model."""
+    store = tmp_path / "store"
+    shutil.copytree(base, store)
+    held = Store(store)
+    snapshot = held.pin()
+    gone = held.read("documents", ["doc_id", "partition_id"]).slice(0, 1).to_pylist()[0]
+    for table in PER_DOCUMENT:
+        DeltaTable(held.table_path(table)).delete(f"partition_id = '{gone['partition_id']}'")
+    Store(store).publish(configuration=snapshot.configuration, summary=snapshot.summary)
+    monkeypatch.setattr("jobs.stages.embed.embedding_space", lambda _: (_ for _ in ()).throw(ModelError("It is elsewhere.")))
+    listed = tmp_path / "ids.txt"
+    listed.write_text(gone["doc_id"])
+    assert forget(listed, store, ui=QUIET)["forgotten"] == 1
+    assert not (store / PENDING).exists()
+    assert gone["doc_id"] not in Store(store).read("documents", ["doc_id"])["doc_id"].to_pylist()
+    Store(store).read("batches", version=Store(store).pin().versions["batches"])
 
 
 def test_forgotten_rows_leave_quarantine_whatever_they_were_refused_for(updated, tmp_path) -> None:

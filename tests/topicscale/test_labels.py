@@ -184,7 +184,7 @@ def test_names_go_with_what_topics_are_made_of(store) -> None:
     assert carried(store, keys, nowhere(3)) == Carried({0: "Energy"}, {}, [])
 
 
-def test_names_go_to_topics_whose_documents_have_changed(store) -> None:
+def test_names_go_to_topics_whose_documents_have_changed(store, tmp_path) -> None:
     TopicModel.load(store.uri).set_topic_labels({0: "Energy", 1: "Courts"})
     keys, vectors = zip(*((row["topic_key"], row["reference_vector"]) for row in store.read("topics").to_pylist()[1:]), strict=True)
     energy, courts, sport = unit(np.array(vectors))
@@ -202,6 +202,11 @@ def test_names_go_to_topics_whose_documents_have_changed(store) -> None:
     # not like enough, and no topic at all
     assert now(("new", near[3])) == Carried({}, {}, ["Courts", "Energy"])
     assert now(("new", near[2]), ("other", near[3])).names == {0: "Courts"}
+    # where the newest generation has no outliers, they are nobody's successor
+    assert carried(Store(tmp_path / "none", create=True), [], nowhere(0)) == Carried({}, {}, [])
+    few = site(tmp_path / "few", [0, 1, 2], outliers=0)
+    TopicModel.load(few.uri).set_topic_labels({2: "Sport"})
+    assert carried(few, ["a", "b", "c"], unit(np.array([energy, courts, sport])).astype(np.float32)).names == {2: "Sport"}
     # another embedding model: its vectors say nothing here
     assert carried(store, ["new"], np.ones((1, 3), np.float32)).gone == ["Courts", "Energy"]
 
@@ -253,6 +258,25 @@ def test_a_name_given_to_merged_topics_wins_and_outlives_other_inputs(store, tmp
     # to a store that merges this one, the name is the topic's
     merge([tmp_path / "all", other.uri], tmp_path / "next", similarity=0.7)
     assert "Fuel" in TopicModel.load(tmp_path / "next").topic_labels_.values()
+
+
+def test_the_newest_name_wins_when_documents_come_and_go(store, tmp_path) -> None:
+    other, target = site(tmp_path / "lab", [2, 4], seed=1), tmp_path / "all"
+
+    def merged(*inputs: Store) -> dict[int, str]:
+        return merge([one.uri for one in inputs], target, similarity=0.7)["names"]
+
+    def rename(old: str, new: str) -> None:
+        model = TopicModel.load(target)
+        model.set_topic_labels({next(topic for topic, name in model.topic_labels_.items() if old in name): new})
+
+    merged(store, other)
+    rename("goal", "Sport")
+    assert "Sport" in merged(store).values()
+    rename("Sport", "Football")
+    assert {"Football", "Sport"} & set(merged(store, other).values()) == {"Football"}
+    rename("Football", "")
+    assert {"Football", "Sport"} & set(merged(store).values()) == set()
 
 
 def test_hostile_names_of_other_sites_are_made_harmless(store, tmp_path) -> None:

@@ -95,3 +95,15 @@ def test_copies_of_a_store_do_not_stand_for_each_other_without_a_word(tmp_path) 
     write(tmp_path / "berlin", documents({4: 40}))
     with pytest.raises(RequestError, match="copies of one store"):
         merge([tmp_path / "berlin", tmp_path / "paris"], tmp_path / "n", similarity=0.7)
+
+
+def test_an_export_goes_by_the_name_it_is_given(tmp_path) -> None:
+    """Its own is that of its site's folder, which others may have, too."""
+    for clinic in ("one", "two"):
+        write(tmp_path / clinic / "store", documents({0: 30, 1: 20}, start=ord(clinic[0])))
+        export(tmp_path / clinic / "store", tmp_path / clinic / "out", min_documents=5)
+    found = merge([f"berlin={tmp_path / 'one' / 'out'}", str(tmp_path / "two" / "out")], tmp_path / "all", similarity=0.5)
+    assert sorted(site["site"] for site in found["by_site"]) == ["berlin", "store"]
+    # a merge of several sites keeps their names
+    again = merge([f"europe={tmp_path / 'all'}"], tmp_path / "next", similarity=0.5)
+    assert sorted(site["site"] for site in again["by_site"]) == ["berlin", "store"]

@@ -423,3 +423,5 @@ def test_the_record_of_exports_is_kept_and_half_a_record_is_none(uri) -> None:
         assert [entry.number for entry in again.entries] == [1]
         assert again.hashes(["x"]) == secret
     assert not folder.exists()
+    # nor does it become a part of the next record of that number
+    assert not [file.name for file in store.files.files(f"{FOLDER}/2", deep=True)]
