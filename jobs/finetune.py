@@ -141,7 +141,7 @@ def request(
     if held is None and folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise RequestError(f"--output must be a new folder, or a name beside --store. {output!r} is there already.")
     tuned = config.finetune
-    if held is not None and (mine := registry.find(held, tuned.base)) is not None:
+    if held is not None and (mine := registry.named(held, tuned.base)) is not None:
         config = dataclasses.replace(config, finetune=dataclasses.replace(tuned, base=str(mine.path)))
     base = bases.inspect(config.finetune.base)
     for number, step in enumerate(steps):
@@ -268,6 +268,7 @@ def _publish(
     row.path.parent.mkdir(parents=True, exist_ok=True)
     (row.path.parent / "losses.json").write_text(json.dumps(done["losses"]))
     registry.add(asked.store, row, model)
+    _describe_itself(row.path, found)  # its weights may have been there, from before it was judged by another measure
     return found | {"store": asked.store.uri, "path": str(row.path)}
 
 
@@ -299,10 +300,10 @@ def _working_folder(asked: Request, ui: Ui) -> Iterator[Path]:
     """Yield the folder of what is half done, held against a second training of the same name; an earlier request's is removed."""
     root = asked.store.path / TRAINING if asked.store is not None else asked.folder.parent
     root.mkdir(parents=True, exist_ok=True)
-    if asked.store is not None and (asked.store.path / PENDING).exists():
-        raise StoreError(f"Documents are being removed from {asked.store.uri!r}. Train when `topicscale forget` has ended.")
     prefix = f"{asked.name}." if asked.store is not None else f".{asked.name}.finetune."
     with exclusive(root / f"{prefix}lock", new_run_id(), f"The training of {asked.name!r}"):
+        if asked.store is not None:
+            _check_documents(asked.store, asked.data.source.get("documents_version"))
         work = root / f"{prefix}{_print(asked)[:12]}"
         for other in root.iterdir():
             if other != work and re.fullmatch(re.escape(prefix) + "[0-9a-f]{12}", other.name):
@@ -312,6 +313,14 @@ def _working_folder(asked: Request, ui: Ui) -> Iterator[Path]:
         yield work
         if asked.store is None:
             (root / f"{prefix}lock").unlink()  # no folder of ours to leave it in
+
+
+def _check_documents(store: Store, version: int | None) -> None:
+    """Raise StoreError where documents are being removed, or were since a version was read. The training's lock is held."""
+    if (store.path / PENDING).exists():
+        raise StoreError(f"Documents are being removed from {store.uri!r}. Train when `topicscale forget` has ended.")
+    if version is not None and Store(store.uri).pin().versions["documents"] != version:
+        raise StoreError(f"The documents of {store.uri!r} have changed while they were read. Run the same command again.")
 
 
 def _print(asked: Request) -> str:

@@ -106,7 +106,7 @@ def find(name: str, store: str | None) -> ResolvedModel:
     ModelError
         There is none.
     """
-    if store is not None and (trained := registry.find(Store(store), name)) is not None:
+    if store is not None and (trained := registry.named(Store(store), name)) is not None:
         return dataclasses.replace(resolve(str(trained.path)), name=name)
     return resolve(name)
 

@@ -81,6 +81,24 @@ def find(store: Store, name: str) -> Trained | None:
     return found[-1] if found else None
 
 
+def named(store: Store, name: str) -> Trained | None:
+    """Return the newest published model of a name, None where the store has trained none of it.
+
+    Raises
+    ------
+    RequestError
+        All of them were rejected.
+    """
+    found = find(store, name)
+    rejected = [model for model in trained(store) if model.name == name]
+    if found is None and rejected:
+        raise RequestError(
+            f"The model {name!r} was rejected: {rejected[-1].verdict} Use it all the same by its folder "
+            f"({rejected[-1].path}), or publish it with: topicscale finetune ... --output {name} --force"
+        )
+    return found
+
+
 def located(config: Config, store: Store) -> Config:
     """Return the configuration with a trained model's name replaced by the folder of its weights.
 
@@ -89,14 +107,8 @@ def located(config: Config, store: Store) -> Config:
     name = config.embedding.model
     if not _NAME.fullmatch(name):
         return config
-    found = find(store, name)
+    found = named(store, name)
     if found is None:
-        rejected = [model for model in trained(store) if model.name == name]
-        if rejected:
-            raise RequestError(
-                f"The model {name!r} was rejected: {rejected[-1].verdict} Use it all the same by its folder "
-                f"({rejected[-1].path}), or publish it with: topicscale finetune ... --output {name} --force"
-            )
         return config
     if store.files.path is None:
         raise RequestError(

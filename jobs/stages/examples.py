@@ -43,6 +43,8 @@ class Data:
     """Rows that cannot be used, by reason."""
     source: dict[str, Any]
     """Inputs and versions, for the record."""
+    labelled: list[str]
+    """Inputs whose labels are learned from, a cross-encoder's among them."""
     digest: str
     """Of all tables."""
 
@@ -52,8 +54,8 @@ class Data:
 
     @property
     def held_rows(self) -> int:
-        """Rows kept back."""
-        return sum(int(table.num_rows) for table, _ in self.held)
+        """Rows kept back; those of one file that two steps read count once."""
+        return sum({digest_of(table): int(table.num_rows) for table, _ in self.held}.values())
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ def collect(
     reader = {**config.input.options, **({} if config.input.format == "auto" else {"format": config.input.format})}
     by_labels = {part.input or tuple(input) for step in steps for part in step.parts if "texts" not in part.recipe.kinds}
     loaded: dict[str, reading.Loaded] = {}
+    counted: set[str] = set()
+    learned: set[str] = set()
     dropped: dict[str, int] = {}
     kept: dict[str, tuple[pa.Table, pa.Table]] = {}
     texts: pa.Table | None = None
@@ -103,8 +107,10 @@ def collect(
         key = fingerprint([list(paths), dict(named), dict(how), part.score_range, kinds])
         if key not in loaded:
             loaded[key] = one = reading.read(paths, named, reader=how, score_range=part.score_range, kinds=kinds)
-            for reason, count in one.dropped.items():
-                dropped[reason] = dropped.get(reason, 0) + count
+            if (file := fingerprint([list(paths), dict(how)])) not in counted:  # read for another step, the same rows are left out
+                counted.add(file)
+                for reason, count in one.dropped.items():
+                    dropped[reason] = dropped.get(reason, 0) + count
             kept[key] = (one.table, one.table.slice(0, 0))
             # also from the texts alone, where another step learns from their labels
             if not judged and tuned.held_out and (one.kind != "texts" or paths in by_labels):
@@ -118,8 +124,14 @@ def collect(
             given = labelled(part)
             kind = plans.kind_for(part, given[1].kind) if given is not None else None
             own = bool(part.input) or store is None or "texts" not in part.recipe.kinds
-            if given is not None and kind is not None and (kind != "texts" or own or given[1].kind == "texts"):
+            if (trained := part.options.get("cross_encoder_data")) is not None:
+                learned |= {trained["input"]} if isinstance(trained["input"], str) else set(trained["input"])
+            # an input of texts alone is meant; one whose labels another step learns from is that step's
+            meant = given is not None and given[1].kind == "texts" and tuple(input) not in by_labels
+            if given is not None and kind is not None and (kind != "texts" or own or meant):
                 key, one = given
+                if kind != "texts":
+                    learned |= set(part.input or input)
                 train_on = kept[key][0]
                 row.append((train_on if kind == one.kind else texts_of(train_on, one.kind), kind))
                 if kept[key][1].num_rows and one.kind != "texts":
@@ -144,7 +156,7 @@ def collect(
             if table.num_rows < 2:
                 raise InputError(f"The recipe {part.recipe.name} needs at least 2 rows to train on. Got {table.num_rows} instead.")
     digest = fingerprint([[digest_of(table) for table, _ in row] for row in found])
-    return Data(found, list(reversed(held.values())), dropped, source, digest)
+    return Data(found, list(reversed(held.values())), dropped, source, sorted(learned), digest)
 
 
 def _texts(row: Mapping[str, Any]) -> frozenset[str]:

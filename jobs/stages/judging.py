@@ -14,9 +14,10 @@ import pyarrow as pa
 from jobs.judge import corpus
 from jobs.stages.examples import Data, digest_of
 from jobs.stages.tutors import Tutors
-from topicscale.config import Config, fingerprint
+from topicscale.config import Config, InputConfig, fingerprint
 from topicscale.errors import PoisonedInput, RequestError
 from topicscale.finetune.recipe import NLI, Kind
+from topicscale.inputs import inspect, listed
 from topicscale.judge.clustering import clustering
 from topicscale.judge.rank import Verdict, better, which
 from topicscale.judge.retrieval import retrieval
@@ -78,24 +79,33 @@ def collect(config: Config, data: Data, *, store: Store | None) -> Judges:
         )
     measure = tuned.measure or ready[0].chief
     which({task.name: dict.fromkeys(MEASURES[task.kind], 0.0) for task in ready}, measure)
-    files = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for task in tasks for path in task.paths]
+    files = [_content(path) for task in tasks for path in listed(task.paths)]
     texts = "" if own is None else hashlib.sha256("\0".join(own.texts).encode("utf-8", "replace")).hexdigest()
     return Judges(ready, measure, fingerprint(list(tuned.judges), files, texts, data.digest, tuned.held_out, tuned.seed))
 
 
 def _check_apart(tasks: Sequence[Task], data: Data) -> None:
     """Raise RequestError where a judge is made of what is trained on, labels included: any overfit would be published."""
-    if all(kind == "texts" for row in data.parts for _, kind in row):
-        return
-    trained = {str(Path(path).resolve()) for path in data.source["input"]}
+    trained = _files(data.labelled)
     for task in tasks:
         judging = () if task.kind == "topics" else task.paths[-1:]  # a classification's first file is what its classifier learns from
         for path in judging:
-            if str(Path(path).resolve()) in trained:
+            if not trained.isdisjoint(_files([path])):
                 raise RequestError(
                     f"--judge must not name what is trained on. Got {path!r}, which is an input, instead: leave --judge out, and a part of "
                     "it is held out."
                 )
+
+
+def _files(paths: Sequence[str]) -> set[Path]:
+    return {Path(path).resolve() for path in listed(paths)}
+
+
+def _content(path: str) -> str:
+    """Return a digest of a file, or of a Delta table's id and version."""
+    if Path(path).is_dir():
+        return inspect(InputConfig(paths=(path,), text_column=())).fingerprint
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def measure(judges: Judges, models: Mapping[str, str], tutors: Tutors) -> dict[str, dict[str, dict[str, float | None]]]:

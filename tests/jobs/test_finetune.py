@@ -19,6 +19,7 @@ import pytest
 from jobs.cli import main
 from jobs.finetune import describe, finetune, request
 from jobs.forget import forget
+from jobs.judge import judge
 from jobs.progress import Ui
 from jobs.run import run
 from tests import corpus
@@ -146,6 +147,10 @@ def test_a_model_that_is_worse_is_kept_and_rejected(store, source, scored, capsy
     assert held.path.is_dir()
     with pytest.raises(RequestError, match="was rejected"):
         run(job(source, "embedding.model=broken"), str(store), ui=QUIET)
+    with pytest.raises(RequestError, match="was rejected"):
+        judge(["broken"], [], store=str(store))
+    with pytest.raises(RequestError, match="was rejected"):
+        finetune(settings(["cosine"], base="broken"), "next", store=store, input=[str(scored)], ui=QUIET)
 
     before = (store / TRAINING).stat().st_mtime_ns
     assert main([*asked, "--force"]) == 0
@@ -311,6 +316,9 @@ def test_one_name_is_trained_by_one_job_at_a_time(store, scored) -> None:
         finetune(settings(["cosine"]), "busy", store=store, input=[str(scored)], ui=QUIET)
 
 
+GPL = {"recipe": "gpl"}
+
+
 @pytest.mark.parametrize(
     ("steps", "changes", "error", "message"),
     [
@@ -330,6 +338,9 @@ def test_one_name_is_trained_by_one_job_at_a_time(store, scored) -> None:
         ([{"recipe": "cosine", "batch_size": 16.7}], {}, ConfigError, "whole number"),
         (["cosine"], {"judges": ["sts=missing.csv"]}, RequestError, "missing.csv"),
         (["cosine"], {"judges": ["sts={scored}:sentence1,sentence2,score"]}, RequestError, "not name what is trained on"),
+        (["cosine"], {"judges": ["sts=file://{scored}:sentence1,sentence2,score"]}, RequestError, "not name what is trained on"),
+        ([GPL], {"judges": ["sts={scored}:sentence1,sentence2,score"]}, RequestError, "not name what is trained on"),
+        ([{"recipe": "cosine", "learning_rate": "3e-5"}], {"held_out": 0.0}, RequestError, "nothing to judge"),
         (["cosine"], {"held_out": 0.03}, RequestError, r"make no judge.*Raise finetune\.held_out \(0\.03\)"),
         (["cosine"], {"measure": "topics.npmi"}, RequestError, "measure"),
         (["cosine"], {"held_out": 0.0}, RequestError, "nothing to judge"),
@@ -344,6 +355,8 @@ def test_one_name_is_trained_by_one_job_at_a_time(store, scored) -> None:
 def test_what_cannot_be_done_is_said_before_anything_starts(steps, changes, error, message, scored, tmp_path) -> None:
     if "judges" in changes:
         changes = {"judges": [judge.format(scored=scored) for judge in changes["judges"]]}
+    if GPL in steps:
+        steps = [{**GPL, "cross_encoder_data": {"input": str(scored)}}]
     asked = config.load(values={"finetune": {"steps": steps, **changes}})
     with pytest.raises(error, match=message):
         finetune(asked, str(tmp_path / "model"), input=[str(scored)], ui=QUIET)
@@ -373,6 +386,28 @@ def test_what_judges_is_trained_on_by_no_step(tmp_path) -> None:
     for ((table, _),) in data.parts:
         assert table.num_rows > 500
         assert not judging & texts(table)
+
+
+def test_rows_that_two_steps_read_are_counted_once(tmp_path) -> None:
+    source = tmp_path / "rows.csv"
+    rows = [f"a sentence {i},another {i},{i % 5 / 4}" for i in range(400)] + ["without a score,x,"] * 7
+    source.write_text("\n".join(["sentence1,sentence2,score", *rows]) + "\n")
+    alone, both = (
+        request(settings(steps), str(tmp_path / "model"), store=None, input=[str(source)]).data
+        for steps in (["cosine"], ["simcse", "cosine"])
+    )
+    assert alone.dropped == {"empty_score": 7}
+    assert (both.dropped.get("empty_score"), both.held_rows) == (7, alone.held_rows)
+
+
+def test_texts_are_the_stores_where_the_input_is_for_another_step(store, tmp_path) -> None:
+    """Whether its columns are named or found."""
+    source = tmp_path / "labelled.csv"
+    source.write_text("text,label\n" + "".join(f"a text about {i},{'ab'[i % 2]}\n" for i in range(50)))
+    for columns in ({}, {"text": "text", "label": "label"}):
+        data = request(settings(["simcse", "setfit"]), "m", store=store, input=[str(source)], columns=columns).data
+        assert data.rows(0, 0) > 100
+        assert data.rows(1, 0) <= 50
 
 
 def test_a_name_must_be_a_name(store, scored) -> None:

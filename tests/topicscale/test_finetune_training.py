@@ -18,7 +18,7 @@ from deltalake import write_deltalake
 from topicscale.config import EmbeddingConfig
 from topicscale.embedding import Embedder
 from topicscale.errors import ConfigError, InputError, ResourceError, StoreError
-from topicscale.finetune.batches import Batches, steps_per_pass
+from topicscale.finetune.batches import Batches, sizes_of, steps_per_pass
 from topicscale.finetune.training import Part, Training, check, total_steps, train
 from topicscale.models import PACKAGED
 
@@ -177,9 +177,10 @@ def test_two_workers_are_one(tables, tmp_path: Path):
 
 
 def test_steps(tables):
-    assert steps_per_pass([24], 6) == 4
-    assert steps_per_pass([25, 3], 6) == 5  # the 25th waits for another pass; 3 are one batch
-    assert steps_per_pass([24, 12], 6, accumulate=4) == 2
+    assert steps_per_pass([24], [6]) == 4
+    assert steps_per_pass([25, 3], [6, 3]) == 5  # the 25th waits for another pass; 3 are one batch
+    assert steps_per_pass([24, 12], [6, 6], accumulate=4) == 2
+    assert total_steps(training(tables, "cosine", epochs=1), [30], [4]) == 7
     assert total_steps(training(tables, "cosine", epochs=1.5), [30]) == 8
     assert total_steps(training(tables, "cosine", max_steps=3), [30]) == 3
 
@@ -216,6 +217,11 @@ def test_no_text_twice_in_a_batch():
         assert len(found) == len(batches) == 6
         assert all(len({anchors[i] for i in batch}) == 8 for batch in found)
         assert found == list(batches)
+    # where fewer go together than a batch is to have, a pass has more batches, and leaves nothing out
+    canned = Dataset.from_dict({"anchor": [f"a{i}" for i in range(300)], "positive": [f"p{i % 10}" for i in range(300)]})
+    assert sizes_of([canned], [True], 64, seed=1, workers=1) == [10]
+    together = Batches([canned], [True], 64, seed=1, rank=0, workers=1)
+    assert len({i for batch in together for i in batch}) == 10 * len(together) == 300
     few = Dataset.from_dict({"anchor": [f"a{i % 49}" for i in range(50)], "positive": [f"b{i}" for i in range(50)]})
     small = Batches([few], [True], 64, seed=1, rank=0, workers=1)
     for number in range(5):

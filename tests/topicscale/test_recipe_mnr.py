@@ -97,7 +97,14 @@ def test_hard_negatives_are_the_bases_nearest_of_another_class():
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"negatives": "hardest"}, "semi-hard"), ({"scale": 0}, "above 0"), ({"number": 0}, "from 1"), ({"scael": 3}, "Did you mean 'scale'")],
+    [
+        ({"negatives": "hardest"}, "semi-hard"),
+        ({"scale": 0}, "more than 0"),
+        ({"scale": "2e1x"}, "must be a number"),
+        ({"relative": "95%"}, "relative"),
+        ({"number": 0}, "from 1"),
+        ({"scael": 3}, "Did you mean 'scale'"),
+    ],
 )
 def test_options_are_checked(options: dict[str, Any], said: str):
     with pytest.raises(ConfigError, match=said):

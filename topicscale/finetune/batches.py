@@ -23,13 +23,29 @@ _LOOKED = 50
 """A table of fewer batches than this is looked at for texts that occur twice."""
 
 
-def steps_per_pass(rows: Sequence[int], batch_size: int, accumulate: int = 1) -> int:
-    """Return the steps of one pass over several tables of examples.
+def steps_per_pass(rows: Sequence[int], sizes: Sequence[int], accumulate: int = 1) -> int:
+    """Return the steps of one pass over several tables of examples, in batches of the size that each has (see :func:`sizes_of`).
 
-    Each part gives its whole batches; what does not fill one is left for another pass, whose order is another one. A part of fewer rows
-    than ``batch_size`` gives one batch of all of them, or of as many as go together without a text twice where the recipe wants that.
+    Each part gives its whole batches; what does not fill one is left for another pass, whose order is another one.
     """
-    return math.ceil(sum(_batches(count, batch_size) for count in rows) / accumulate)
+    return math.ceil(sum(_batches(count, size) for count, size in zip(rows, sizes, strict=True)) / accumulate)
+
+
+def sizes_of(parts: Sequence[Any], unique: Sequence[bool], batch_size: int, *, seed: int, workers: int) -> list[int]:
+    """Return how many examples a batch of each part has, over all workers.
+
+    That is ``batch_size``, or all of fewer rows; where no text may be in a batch twice, as many as go together.
+
+    Raises
+    ------
+    InputError
+        A part has fewer examples than there are workers, or they are too much alike.
+    """
+    rows = [len(part) for part in parts]
+    if small := [count for count in rows if count < workers]:
+        raise InputError(f"There must be at least one example a worker. Got {small[0]} examples for {workers} workers instead.")
+    most = [min(batch_size, count // workers * workers) for count in rows]
+    return [_fitting(part, size, seed, workers) if one else size for part, one, size in zip(parts, unique, most, strict=True)]
 
 
 def _batches(rows: int, batch_size: int) -> int:
@@ -55,13 +71,9 @@ class Batches:
     """
 
     def __init__(self, parts: Sequence[Any], unique: Sequence[bool], batch_size: int, *, seed: int, rank: int, workers: int) -> None:
-        rows = [len(part) for part in parts]
-        if small := [count for count in rows if count < workers]:
-            raise InputError(f"There must be at least one example a worker. Got {small[0]} examples for {workers} workers instead.")
-        self._rows, self._seed, self._rank, self._workers = rows, seed, rank, workers
-        most = [min(batch_size, count // workers * workers) for count in rows]
-        self._sizes = [self._fitting(part, size) if one else size for part, one, size in zip(parts, unique, most, strict=True)]
-        self._counts = [_batches(count, batch_size) for count in rows]
+        self._rows, self._seed, self._rank, self._workers = [len(part) for part in parts], seed, rank, workers
+        self._sizes = sizes_of(parts, unique, batch_size, seed=seed, workers=workers)
+        self._counts = [_batches(count, size) for count, size in zip(self._rows, self._sizes, strict=True)]
         self._unique = [
             self._without_duplicates(part, size) if one else None for part, one, size in zip(parts, unique, self._sizes, strict=True)
         ]
@@ -102,28 +114,6 @@ class Batches:
             if barren == _TRIES:
                 raise InputError(_alike(self._sizes[part], self._rows[part]))
 
-    def _fitting(self, part: Any, size: int) -> int:
-        """Return how many examples, at most ``size``, go into a batch without a text twice, whatever order they are drawn in."""
-        from sentence_transformers.base.data_collator import DEFAULT_LABEL_COLUMNS
-
-        if len(part) >= _LOOKED * size:
-            return size
-        rows = list(zip(*(part[name] for name in part.column_names if name not in DEFAULT_LABEL_COLUMNS), strict=True))
-        for turn in range(_TRIES):
-            held: set[Any] = set()
-            taken = 0
-            for i in np.random.default_rng([self._seed, turn]).permutation(len(rows)):
-                if taken == size:
-                    break
-                texts = set(map(str, rows[i]))
-                if not texts & held:
-                    held |= texts
-                    taken += 1
-            size = taken // self._workers * self._workers
-        if size < max(2, self._workers):
-            raise InputError(_alike(max(2, self._workers), len(rows)))
-        return size
-
     def _without_duplicates(self, part: Any, size: int) -> Any:
         import torch
         from sentence_transformers.base.data_collator import DEFAULT_LABEL_COLUMNS
@@ -132,6 +122,29 @@ class Batches:
         return NoDuplicatesBatchSampler(
             part, size, drop_last=True, valid_label_columns=list(DEFAULT_LABEL_COLUMNS), generator=torch.Generator(), seed=self._seed
         )
+
+
+def _fitting(part: Any, size: int, seed: int, workers: int) -> int:
+    """Return how many examples, at most ``size``, go into a batch without a text twice, whatever order they are drawn in."""
+    from sentence_transformers.base.data_collator import DEFAULT_LABEL_COLUMNS
+
+    if len(part) >= _LOOKED * size:
+        return size
+    rows = list(zip(*(part[name] for name in part.column_names if name not in DEFAULT_LABEL_COLUMNS), strict=True))
+    for turn in range(_TRIES):
+        held: set[Any] = set()
+        taken = 0
+        for i in np.random.default_rng([seed, turn]).permutation(len(rows)):
+            if taken == size:
+                break
+            texts = set(map(str, rows[i]))
+            if not texts & held:
+                held |= texts
+                taken += 1
+        size = taken // workers * workers
+    if size < max(2, workers):
+        raise InputError(_alike(max(2, workers), len(rows)))
+    return size
 
 
 def _alike(size: int, rows: int) -> str:

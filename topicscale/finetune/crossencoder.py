@@ -135,6 +135,17 @@ def transformer(name: str) -> Path:
     return path / str(parts[0].get("path", "")) if parts else path
 
 
+def check_scorer(name: str) -> None:
+    """Raise ModelError where a model's configuration says that it scores no pairs; nothing is loaded."""
+    config = read_json(transformer(name) / "config.json")
+    kinds = config.get("architectures") or []
+    if kinds and not any(str(kind).endswith("ForSequenceClassification") for kind in kinds):
+        raise ModelError(f"The model {name!r} is no cross-encoder, but a {kinds[0]}. Name one that was trained to score pairs.")
+    outputs = config.get("num_labels") or len(config.get("id2label") or (0, 0))
+    if outputs != 1:
+        raise ModelError(f"A cross-encoder must have one output. Got {name!r}, which has {outputs}, instead.")
+
+
 def is_encoder(name: str) -> bool:
     """Return whether a model's tokens see those after them, as a cross-encoder's should."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES

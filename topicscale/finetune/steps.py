@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from topicscale.config import Config, FinetuneConfig
+from topicscale.config import POWER, Config, FinetuneConfig
 from topicscale.errors import ConfigError
 from topicscale.finetune.recipe import COLUMNS, Kind, Recipe
 from topicscale.finetune.recipes import recipe
@@ -179,6 +179,8 @@ def _part(given: Any, where: str) -> tuple[Part, dict[str, Any]]:
     for key, value in given.items():
         if key == "recipe":
             continue
+        if isinstance(value, str) and POWER.fullmatch(value):  # 2e-5 is a text in YAML
+            value = float(value)
         if key in found.options:
             options[key] = value
         elif key in SETTINGS:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from topicscale.errors import ConfigError, MissingDependency, ResourceError
-from topicscale.finetune.batches import dataset, steps_per_pass
+from topicscale.finetune.batches import dataset, sizes_of, steps_per_pass
 from topicscale.finetune.recipe import Recipe
 
 
@@ -70,11 +70,15 @@ class Training:
     lora: Mapping[str, Any] = field(default_factory=dict)
 
 
-def total_steps(training: Training, rows_per_part: Sequence[int]) -> int:
-    """Return the steps that a training takes: ``max_steps`` where it is set, else what ``epochs`` passes over the examples take."""
+def total_steps(training: Training, rows_per_part: Sequence[int], sizes: Sequence[int] | None = None) -> int:
+    """Return the steps that a training takes: ``max_steps`` where it is set, else what ``epochs`` passes over the examples take.
+
+    ``sizes`` are those of the parts' batches. Without them, which it takes the examples to know, it is the least number of steps.
+    """
     if training.max_steps is not None:
         return training.max_steps
-    return math.ceil(training.epochs * steps_per_pass(rows_per_part, training.batch_size, training.accumulate))
+    sizes = sizes or [training.batch_size] * len(rows_per_part)
+    return math.ceil(training.epochs * steps_per_pass(rows_per_part, sizes, training.accumulate))
 
 
 def check(training: Training, *, workers: int, device: str) -> None:
@@ -167,7 +171,9 @@ def train(
     with tempfile.TemporaryDirectory(prefix="topicscale-") as temporary:
         names = [f"{i}-{part.recipe}" for i, part in enumerate(training.parts)]
         parts = {name: dataset(part.table, part.version, Path(temporary) / name) for name, part in zip(names, training.parts, strict=True)}
-        steps = total_steps(training, [len(part) for part in parts.values()])
+        unique = [recipe(part.recipe).no_duplicates for part in training.parts]
+        sizes = sizes_of(list(parts.values()), unique, training.batch_size, seed=training.seed, workers=workers)
+        steps = total_steps(training, [len(part) for part in parts.values()], sizes)
         base = bases.inspect(training.base)
         set_seed(training.seed)  # the same first weights in every process
         model = bases.build(
@@ -193,7 +199,7 @@ def train(
             args,
             parts=parts,
             losses=losses,
-            unique=[recipe(part.recipe).no_duplicates for part in training.parts],
+            unique=unique,
             batch_size=training.batch_size,
             report=report,
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from topicscale.config import FinetuneConfig, fingerprint
 from topicscale.errors import ConfigError, InputError
+from topicscale.finetune.in_batch import check_scale
 from topicscale.finetune.mining import top
 from topicscale.finetune.recipe import Defaults, Kind, Recipe, Tools
 from topicscale.finetune.recipes.augsbert import PACKAGED, cross_encoder_base
@@ -94,7 +95,7 @@ class Gpl(Recipe):
 
     def check(self, base: Any, options: Mapping[str, Any]) -> None:
         """Raise ConfigError where an option is out of its range or missing, ModelError where a model cannot be found."""
-        from topicscale.finetune.crossencoder import settings, transformer
+        from topicscale.finetune.crossencoder import check_scorer, settings, transformer
         from topicscale.finetune.queries import checked
         from topicscale.llm.models import resolve as resolve_llm
         from topicscale.models import resolve
@@ -105,8 +106,10 @@ class Gpl(Recipe):
                 continue
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{option} of the recipe gpl must be a number from 1. Got {value!r} instead.")
-        if options["scale"] is not None and not options["scale"] > 0:
-            raise ConfigError(f"scale of the recipe gpl must be above 0. Got {options['scale']} instead.")
+        check_scale(self.name, options)
+        retrievers = options["retrievers"]
+        if retrievers is not None and (isinstance(retrievers, str) or not isinstance(retrievers, Sequence)):
+            raise ConfigError(f"retrievers of the recipe gpl must be a list of models. Got {retrievers!r} instead.")
         data = options["cross_encoder_data"]
         if (options["cross_encoder"] is None) == (data is None):
             raise ConfigError(
@@ -119,7 +122,7 @@ class Gpl(Recipe):
             if options["cross_encoder_base"] is not None:
                 transformer(options["cross_encoder_base"])
         else:
-            transformer(options["cross_encoder"])
+            check_scorer(options["cross_encoder"])
         settings(options["cross_encoder_options"])
         checked(options["generation"])
         resolve_llm(options["generator"])

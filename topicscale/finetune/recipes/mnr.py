@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from topicscale.errors import ConfigError, InputError
+from topicscale.finetune.in_batch import check_number, check_scale
 from topicscale.finetune.mining import MODES, RELATIVE, mine
 from topicscale.finetune.recipe import Defaults, Kind, Recipe, Tools
 
@@ -80,8 +81,10 @@ class Mnr(Recipe):
             raise ConfigError(
                 f"negatives of the recipe {self.name} must be one of {', '.join(NEGATIVES)}. Got {options['negatives']!r} instead."
             )
-        if options["scale"] is not None and not options["scale"] > 0:
-            raise ConfigError(f"scale of the recipe {self.name} must be above 0. Got {options['scale']} instead.")
+        check_scale(self.name, options)
+        check_number(self.name, options, "margin", least=0.0, most=2.0, optional=True)
+        check_number(self.name, options, "max_similarity", least=-1.0, most=1.0, optional=True)
+        check_number(self.name, options, "relative", above=0.0, most=1.0, optional=True)
         for option in ("number", "partners", "mini_batch_size"):
             if option in options and (not isinstance(options[option], int) or options[option] < 1):
                 raise ConfigError(f"{option} of the recipe {self.name} must be a number from 1. Got {options[option]!r} instead.")
