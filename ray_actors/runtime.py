@@ -193,7 +193,7 @@ def _init(config: RayConfig) -> None:
         # the switch's name is about other systems; what it does is keep every socket of a local cluster on 127.0.0.1
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         if len(tempfile.gettempdir()) > _LONGEST_FOLDER:
-            os.environ.setdefault("RAY_TMPDIR", "/tmp")  # (Ray makes a folder of its own there, as without TMPDIR)
+            os.environ.setdefault("RAY_TMPDIR", "/tmp")  # Ray makes a folder of its own there, as without TMPDIR
         # said, since Ray would look for RAY_ADDRESS, and for a cluster that was started on this machine, on its own
         options |= {"address": "local", "num_cpus": _local_cpus(), "object_store_memory": _OBJECT_STORE, "include_dashboard": False}
     else:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
+from spark.batch import _fitted
 from spark.ingest import ingest
 from topicscale.config import Config
 from topicscale.errors import InputError
@@ -348,3 +349,14 @@ def test_late_values_that_do_not_fit_are_counted(spark, tmp_path):
     assert "no number in 1 documents" in result.changed["n"]
     assert "rounded" in result.changed["n"]
     assert "no boolean in 2 documents" in result.changed["ok"]
+
+
+def test_values_of_a_batch_that_do_not_fit_the_stores_type_are_null_and_counted(spark):
+    held = spark.sql("select 'a' as doc_id, 1L as year, 'x' as theme")
+    frame = spark.sql("select * from values ('b', '1999', 1), ('c', 'n/a', 2), ('d', '', 3), ('e', null, 4) as t(doc_id, year, extra)")
+    changed: dict[str, str] = {}
+    rows = _fitted(frame, held, ["doc_id", "year", "extra"], changed).orderBy("doc_id").collect()
+    assert [(row["year"], row["theme"]) for row in rows] == [(1999, None), (None, None), (None, None), (None, None)]
+    assert changed["year"] == "null in 2 rows, whose values are no bigint"
+    assert changed["theme"].startswith("not in this batch")
+    assert changed["extra"].startswith("left out")
