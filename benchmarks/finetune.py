@@ -97,7 +97,7 @@ def sts(data: Data, options: argparse.Namespace) -> str:
     }
     # one pass over batches of 32, as the chapter trains
     base = {"base": "smollm2-135m-instruct", "layers": options.layers, "pooling": "mean", "max_tokens": 64, "epochs": 1, "batch_size": 32}
-    extra = {"simcse": {"batch_size": 64, "dropout": 0.1}, "crop": {"batch_size": 64}}
+    extra: dict[str, dict[str, Any]] = {"simcse": {"batch_size": 64, "dropout": 0.1}, "crop": {"batch_size": 64}}
     rows = []
     for name in [name for name in recipes if not options.recipes or name in options.recipes]:
         chapter = CHAPTER.get(name, "")
