@@ -186,15 +186,12 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--min-document-frequency",
         type=int,
-        default=10,
         metavar="K",
         help="leave out terms in fewer than K documents of a topic, and topics of fewer than K documents (default: 10, at least 2)",
     )
     export.add_argument("--site", metavar="NAME", help="the name to go by (default: the store folder's)")
     export.add_argument("--model", metavar="NAME", help="an embedding model: a model of --store, packaged name, folder or hub id")
-    export.add_argument(
-        "--formats", default="fp32,bf16,onnx,onnx-int8", metavar="F,F", help="of the model (default: fp32,bf16,onnx,onnx-int8)"
-    )
+    export.add_argument("--formats", metavar="F,F", help="of the model (default: fp32,bf16,onnx,onnx-int8)")
     export.add_argument(
         "--reference", nargs="+", action="extend", default=[], metavar="FILE[:COLUMN]", help="texts to measure the formats with"
     )

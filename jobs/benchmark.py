@@ -103,8 +103,9 @@ def benchmark(
     documents = DOCUMENTS if documents is None else documents
     if documents < LEAST:
         raise RequestError(f"--documents must be at least {LEAST:,}: a smaller sample tells of start-up alone. Got {documents:,} instead.")
-    if not Path(output).resolve().parent.is_dir():
-        raise RequestError(f"--output must be a file in a folder that exists. Got {output!r} instead.")
+    folder_of = Path(output).resolve().parent
+    if not folder_of.is_dir() or not os.access(folder_of, os.W_OK) or Path(output).is_dir():
+        raise RequestError(f"--output must be a file in a folder that exists and can be written to. Got {output!r} instead.")
     if spark_cores is None:
         if config.spark.where is not None:
             raise RequestError("--spark-cores must say how many cores the executors of --spark have together. Got nothing instead.")

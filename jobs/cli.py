@@ -376,7 +376,10 @@ def _export(options: argparse.Namespace) -> int:
 
     if not options.topics_only:
         raise RequestError("Only topics can be exported for now. Add --topics-only.")
-    found = export(options.store, options.output, min_documents=options.min_document_frequency, site=options.site)
+    if options.formats is not None or options.reference or options.task:
+        raise RequestError("--formats, --reference and --task are for an embedding model. Leave them out without --model.")
+    least = 10 if options.min_document_frequency is None else options.min_document_frequency
+    found = export(options.store, options.output, min_documents=least, site=options.site)
     _tell(options, found, describe)
     return DONE
 
@@ -384,10 +387,11 @@ def _export(options: argparse.Namespace) -> int:
 def _export_model(options: argparse.Namespace) -> int:
     from jobs.portable import describe, export
 
-    if options.topics_only or options.site is not None:
-        raise RequestError("--topics-only and --site are for the topics of a store. Leave them out with --model.")
+    if options.topics_only or options.site is not None or options.min_document_frequency is not None:
+        raise RequestError("--topics-only, --site and --min-document-frequency are for the topics of a store. Leave them out with --model.")
     said = None if options.json else lambda line: print(line, file=sys.stderr, flush=True)
-    formats = [name.strip() for name in options.formats.split(",") if name.strip()]
+    chosen = "fp32,bf16,onnx,onnx-int8" if options.formats is None else options.formats
+    formats = [name.strip() for name in chosen.split(",") if name.strip()]
     with contextlib.redirect_stdout(sys.stderr):
         found = export(
             options.model,

@@ -57,7 +57,7 @@ def export(store: str | Path, output: str | Path, *, min_documents: int = MIN_DO
         raise RequestError("--site must be a name. Got an empty one instead.")
     _check_vacant(target, source.files.path)
     with source.lock("export"), at_hand(source.files) as (folder, keep):
-        snapshot = source.pin()
+        snapshot = source.pin(exports=True)  # refused below, with what to do
         leaves = own_leaves(source)
         if not any(size >= min_documents for size in topic_sizes(leaves)):
             raise RequestError(

@@ -8,10 +8,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from topicscale import registry
+from topicscale.cluster import Float32
 from topicscale.config import Config, EmbeddingConfig
 from topicscale.embedding import Embedder
-from topicscale.errors import RequestError
+from topicscale.errors import ModelError, RequestError
 from topicscale.judge.rank import Row, ranked, table
 from topicscale.judge.task import Corpus, Ready, load, parse
 from topicscale.judge.topics import chosen
@@ -118,7 +121,16 @@ def encoder(model: ResolvedModel) -> Encode:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = EmbeddingConfig(model=str(model.path), backend="torch", dtype="float32")
     embedder = Embedder(config, threads=len(os.sched_getaffinity(0)), device=device)
-    return lambda texts: embedder.encode(texts).vectors
+
+    def encode(texts: Sequence[str]) -> Float32:
+        vectors = embedder.encode(texts).vectors
+        if not np.isfinite(vectors).all():
+            raise ModelError(
+                f"The model {model.name!r} gives vectors that are not finite: its training diverged, or its weights are damaged."
+            )
+        return vectors
+
+    return encode
 
 
 def measure(encode: Encode, ready: Sequence[Ready], *, progress: Callable[[str], None] | None = None) -> dict[str, dict[str, float]]:

@@ -79,6 +79,7 @@ def label(
         "generation": found.snapshot.generation,
         "aspects": found.aspects,
         "topics": found.topics,
+        "of": found.snapshot.summary["topics"],
         "labelled": found.labelled,
         "fallback": {str(topic): reason for topic, reason in sorted((found.fallback or {}).items())},
         "mean_reciprocal_rank": found.measures or {},
@@ -112,6 +113,8 @@ def configuration(
 
 def describe(found: Mapping[str, Any]) -> str:
     """Return what became of the topics, for people."""
+    if not found["topics"] and not found["of"]:
+        return f"Nothing to describe: all documents are outliers, the store has no topics -> {found['store']}"
     if not found["topics"]:
         return f"Nothing to describe: the topics have {', '.join(found['aspects'])} already -> {found['store']}"
     parts = [f"{found['topics']:,} topics described ({', '.join(found['aspects'])})"]

@@ -19,6 +19,7 @@ from topicscale.cluster import Float32, unit
 from topicscale.config import Config, InputConfig, TermsConfig
 from topicscale.errors import RequestError, StoreError
 from topicscale.leaf_terms import summed
+from topicscale.models import PACKAGED
 from topicscale.refine import ALL
 from topicscale.sites import is_merged
 from topicscale.store import Snapshot, Store, says
@@ -224,7 +225,7 @@ def _given(text: str) -> Input:
 
 def _open(label: str, path: str | Path) -> Input:
     store = Store(path)
-    return Input(label or store.name, store, store.pin(), bool(label))
+    return Input(label or store.name, store, store.pin(exports=True), bool(label))
 
 
 def _named(source: Input, table: str) -> pa.Table:
@@ -298,7 +299,7 @@ def _leaves(source: Input) -> list[tuple[str, int]]:
 def _configuration(opened: Sequence[Input], spaces: Mapping[str, str]) -> Config:
     """Return what a model of the merged store needs: the embedding model, where there is one, and the terms' settings."""
     configs = [Config.from_dict(source.snapshot.configuration) for source in opened]
-    first = min(configs, key=lambda config: repr(config.embedding))
+    first = min(configs, key=lambda config: (_needs(config.embedding.model), repr(config.embedding)))
     # what this store's own terms are weighted and shown by, which a merge of it goes on with
     own = _terms_config(opened)
     terms = replace(
@@ -310,8 +311,15 @@ def _configuration(opened: Sequence[Input], spaces: Mapping[str, str]) -> Config
     if len(spaces) > 1:
         return Config(terms=terms)
     # vectors that came with the documents: no model can embed others
-    given = InputConfig(embedding_column=first.input.embedding_column)
-    return Config(input=given, embedding=first.embedding, terms=terms)
+    given = min((c.input.embedding_column for c in configs if c.input.embedding_column is not None), default=None)
+    return Config(input=InputConfig(embedding_column=given), embedding=first.embedding, terms=terms)
+
+
+def _needs(model: str) -> int:
+    """Return by how much it takes to find a model here: nothing, the hub, a name that a folder had elsewhere."""
+    if model.removeprefix("sentence-transformers/") in PACKAGED or Path(model).expanduser().is_dir():
+        return 0
+    return 1 if "/" in model and not model.startswith((".", "~", "/")) else 2
 
 
 def _write(

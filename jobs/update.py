@@ -37,7 +37,7 @@ def update(paths: Sequence[str], store: str | Path, *, overrides: Sequence[str] 
         Files, folders or globs, read with the store's own input settings.
     overrides : sequence of str
         ``input.key=value`` where this batch is laid out differently; ``ray.key=value`` and ``spark.key=value`` for this machine or
-        cluster.
+        cluster; ``llm.key=value`` where the language model that names topics is elsewhere now.
 
     Raises
     ------
@@ -53,10 +53,10 @@ def update(paths: Sequence[str], store: str | Path, *, overrides: Sequence[str] 
     target = Store(store)
     check(target)
     for item in overrides:
-        if not item.startswith(("input.", "ray.", "spark.")):
+        if not item.startswith(("input.", "ray.", "spark.", "llm.")):
             raise RequestError(
-                f"update can only change how the input is read (input.*) and by what (ray.*, spark.*). Got {item!r} instead. "
-                "Use --refit for the rest."
+                f"update can only change how the input is read (input.*), by what (ray.*, spark.*), and the language model that names new "
+                f"topics (llm.*). Got {item!r} instead. Use --refit for the rest."
             )
     run_id = new_run_id()
     with target.lock(run_id):
@@ -71,7 +71,10 @@ def update(paths: Sequence[str], store: str | Path, *, overrides: Sequence[str] 
                 f"input.embedding_column must be given in a batch where the store has it, and nowhere else: this store's vectors {theirs}. "
                 f"Got {config.input.embedding_column!r} instead."
             )
-        plan = validate(config, target.uri)
+        aspects = represent.parse(config.represent.aspects)
+        # a batch does not wait for a language model: what describes its topics can be made later
+        plan = validate(dataclasses.replace(config, represent=dataclasses.replace(config.represent, aspects={})), target.uri)
+        undescribed = _fault(config, aspects)
         if config.input.embedding_column is None and embedding_space(config.embedding) != base.summary["space"]:
             raise RequestError(
                 f"The embedding model {config.embedding.model!r} is another than the one that this store's topics were found with: its "
@@ -84,13 +87,15 @@ def update(paths: Sequence[str], store: str | Path, *, overrides: Sequence[str] 
             how = {**dataclasses.asdict(config.input), "paths": None, "max_quarantine": None}
             fp = job.print_of("batch", number, base.generation, plan.fingerprint, how)
             found = _batch(job, base, batches, number, plan, fp)
-            if aspects := represent.parse(config.represent.aspects):
+            if aspects and undescribed is None:
                 # all that have none: what an update could not do, or was stopped before it did, the next one does
                 try:
                     snapshot = represent.represent(job, target.snapshots()[-1], aspects=aspects, missing=True).snapshot
                     found["generation"] = snapshot.generation
-                except JobFailed as error:
-                    ui.log("warning", f"The batch is added; its new topics have no descriptions yet: {error}")
+                except (JobFailed, RequestError) as error:
+                    undescribed = str(error)
+            if undescribed is not None:
+                ui.log("warning", f"The batch is added; new topics have no descriptions yet (`topicscale label`): {undescribed}")
     return {**found, "store": target.uri, "run_id": run_id, "seconds": round(time.monotonic() - began, 3)}
 
 
@@ -117,6 +122,15 @@ def refit(store: str | Path, *, overrides: Sequence[str] = (), ui: Ui | None = N
     config = registry.located(load(values=Config.from_dict(base.configuration).to_dict(), overrides=overrides), target)
     batches = target.read("batches")["batch"].to_pylist() if "batches" in base.versions else []
     return fit(config, store, ui=ui, fitted_batches=max(batches, default=0))
+
+
+def _fault(config: Config, aspects: Mapping[str, Any]) -> str | None:
+    """Return why topics cannot be described, as far as that can be known now."""
+    try:
+        represent.check(config, aspects)
+    except RequestError as error:
+        return str(error)
+    return None
 
 
 def check(target: Store) -> None:

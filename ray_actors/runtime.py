@@ -282,6 +282,10 @@ def _limit(name: str) -> str:
 def _local_gpus() -> float:
     # asking torch costs seconds of import, on machines that have none
     try:
-        return float(sum(name.startswith("nvidia") and name[6:].isdigit() for name in os.listdir("/dev")))
+        found = sum(name.startswith("nvidia") and name[6:].isdigit() for name in os.listdir("/dev"))
     except OSError:
         return 0.0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return float(found)
+    return float(min(found, len([one for one in visible.split(",") if one.strip() not in ("", "-1", "NoDevFiles")])))

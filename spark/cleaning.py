@@ -110,7 +110,9 @@ def clean(rows: Rows, config: InputConfig, *, dimension: int | None, partition_c
         F.length(text).alias("_chars"),
         *columns,
         identity.alias("_id"),
-        _bounded(rows.column(partition_column)).alias("_value") if partition_column else F.lit(None).cast("string").alias("_value"),
+        _bounded(_spelt(rows.column(partition_column), types[partition_column])).alias("_value")
+        if partition_column
+        else F.lit(None).cast("string").alias("_value"),
         F.sha2(F.concat_ws(_GAP, *content), 256).alias(CONTENT),
         reason.alias(REASON),
         SOURCE,
@@ -119,6 +121,14 @@ def clean(rows: Rows, config: InputConfig, *, dimension: int | None, partition_c
         *([LATE] if late else []),
     )
     return Clean(cleaned, tuple(kept), renamed, changed, tuple(rows.losses[i] for i in losses), late)
+
+
+def _spelt(value: Column, kind: T.DataType) -> Column:
+    """Return a number as people write it: of JSON lines all are doubles, and the year 2020 is no 2020.0."""
+    if not isinstance(kind, T.DoubleType):
+        return value
+    whole = (value == F.floor(value)) & (F.abs(value) < 2**53)
+    return F.when(whole, value.cast("bigint").cast("string")).otherwise(value.cast("string"))
 
 
 def _bounded(value: Column) -> Column:

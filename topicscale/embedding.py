@@ -93,7 +93,7 @@ class Embedder:
             self.dimensions = self._forward_bert.dimensions
         else:
             limit = self._load_any(model.path)
-        self.max_tokens = min(limit, config.max_tokens) if config.max_tokens else limit
+        self.max_tokens = config.max_tokens or limit
         if self._tokenizer is not None:
             self._tokenizer.no_padding()
             self._tokenizer.enable_truncation(self.max_tokens)

@@ -29,6 +29,8 @@ _WORD = re.compile(r"\w+")
 _NUMBER = re.compile(r"^-?\d{1,6}_")
 _TERM_COLUMNS = ("term_counts", "term_documents")
 _TOLD_SETTINGS = ("lowercase", "ngram_range", "bm25_weighting", "reduce_frequent_words", "top_n_words")
+_TOLD_EMBEDDING = ("max_tokens", "prompt")
+"""Beside the model's name and whether it computes in int8, what makes vectors others."""
 
 
 def release(leaves: pa.Table, minimum: int) -> pa.Table:
@@ -234,16 +236,22 @@ def pilots(found: pa.Table, released: pa.Table, minimum: int) -> pa.Table:
 
 
 def configuration(told: Mapping[str, Any], released: pa.Table) -> dict[str, Any]:
-    """Return what a recipient needs of a configuration: the model's name and how terms are counted and weighed.
+    """Return what a recipient needs of a configuration: how texts become vectors of this space, and how terms are counted and weighed.
 
-    No paths, input patterns or columns. A list of stop words stays: only its digest leaves, within ``vocabulary``.
+    No paths, input patterns or columns: that vectors came with the documents is told, and not in which column. A list of stop words
+    stays: only its digest leaves, within ``vocabulary``.
     """
     terms = {key: value for key, value in told.get("terms", {}).items() if key in _TOLD_SETTINGS}
     vocabulary = json.loads(released["vocabulary"][0].as_py())
     terms |= {key: vocabulary[key] for key in ("lowercase", "ngram_range") if key in vocabulary}
     if vocabulary.get("stop_words", "") in (None, "english"):
         terms["stop_words"] = vocabulary["stop_words"]
-    return {"embedding": {"model": released["embedding_model"][0].as_py()}, "terms": terms}
+    how = told.get("embedding", {})
+    embedding = {"model": released["embedding_model"][0].as_py(), **{key: how[key] for key in _TOLD_EMBEDDING if how.get(key)}}
+    if how.get("dtype") == "int8":
+        embedding |= {"dtype": "int8", "backend": "onnx"}
+    given = told.get("input", {}).get("embedding_column") is not None
+    return {"embedding": embedding, "terms": terms, **({"input": {"embedding_column": "embedding"}} if given else {})}
 
 
 def coarse(documents: int, minimum: int) -> str:

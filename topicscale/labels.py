@@ -6,6 +6,7 @@ topic's leaves in ``site_topics``, so that it goes along when stores are merged.
 
 from __future__ import annotations
 
+import json
 import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -157,6 +158,16 @@ def held(rows: Sequence[Mapping[str, Any]]) -> dict[int, str]:
 def names(rows: Sequence[Mapping[str, Any]]) -> dict[int, str]:
     """Return, by topic, the names that are more than keywords: given by hand, in advance, or by a language model, in that order."""
     return {**_written(rows), **held(rows)}
+
+
+def weighed(row: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Return the terms of a row of ``topic_labels`` with their weights, 1 where it has none; a row without terms has its label."""
+    words = [word for word in row["terms"] or [row["label"]] if word]
+    try:
+        weights = [float(weight) for weight in json.loads(row["detail"])["weights"]]
+    except (ValueError, KeyError, TypeError):  # a detail that tells something else
+        weights = []
+    return list(zip(words, weights if len(weights) == len(words) else [1.0] * len(words), strict=True))
 
 
 def label_row(topic: int, label: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from topicscale import documents as inputs
 from topicscale import sites, submodels
 from topicscale.config import Config, load
 from topicscale.errors import JobFailed, ModelError, RequestError, StoreError
-from topicscale.labels import ASPECT, LABEL_COLUMNS, held, set_labels
+from topicscale.labels import ASPECT, LABEL_COLUMNS, held, set_labels, weighed
 from topicscale.refine import assign
 from topicscale.store import Snapshot, Store
 from topicscale.tables import OUTLIER, SHOWN_CHARS
@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 
 Float32 = npt.NDArray[np.float32]
 MODELS = {"english": "all-MiniLM-L6-v2", "multilingual": "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2"}
+
+_COLUMNS = {
+    *("Topic", "Count", "Name", "CustomName", "Representation", "Representative_Docs"),
+    *("Document", "Top_n_words", "Probability", "Representative_document", "Doc_ID"),
+}
+"""What the frames of topics and documents hold: an aspect of such a name gets another one there."""
 
 
 class TopicModel:
@@ -121,10 +127,6 @@ class TopicModel:
             if chosen:
                 given.setdefault(section, {}).update(chosen)
 
-        if language is not None:
-            put("embedding", {"model": MODELS[language]})
-        if language == "multilingual":
-            given["terms"] = {"stop_words": None}
         put("terms", {"top_n_words": top_n_words, "ngram_range": None if n_gram_range is None else list(n_gram_range)})
         put("topics", {"min_size": min_topic_size, "number": None if nr_topics == "auto" else nr_topics})
         if nr_topics == "auto":
@@ -138,10 +140,13 @@ class TopicModel:
         if isinstance(config, (str, Path)):
             config = load(file=config)
         merged = dict((config.to_dict() if isinstance(config, Config) else config) or {})
+        if language == "multilingual":
+            merged = _multilingual(merged, whole=isinstance(config, Config))
         for section, values in given.items():
             # an object's parameters are all it has: those of the configuration were another's
             merged[section] = {**(merged.get(section) or {}), **values}
         self.config = load(values=merged)
+        self._embedding = self.config.embedding
         self.verbose = verbose
         if store is None:
             folder = tempfile.TemporaryDirectory(prefix="topicscale-")
@@ -151,16 +156,22 @@ class TopicModel:
         self._snapshot: Snapshot | None = None
 
     @classmethod
-    def load(cls, store: str | Path, *, generation: int | None = None) -> TopicModel:
+    def load(cls, store: str | Path, *, generation: int | None = None, embedding_model: Any = None) -> TopicModel:
         """Return the model that a store holds, at its newest generation or a given one.
+
+        Parameters
+        ----------
+        embedding_model : str or SentenceTransformer, optional
+            Where the embedding model is on this machine, for a store whose own name for it is another machine's. It must be the very model:
+            ``transform`` compares it with the one that the documents were embedded with.
 
         Raises
         ------
         StoreError
-            There is no store, no finished run in it, or no such generation.
+            There is no store, no finished run in it, or no such generation; or it is an export, which is for merging.
         """
         snapshot = Store(store).pin(generation)
-        model = cls(config=snapshot.configuration, store=store)
+        model = cls(config=snapshot.configuration, store=store, embedding_model=embedding_model)
         model._open(snapshot)
         return model
 
@@ -215,7 +226,8 @@ class TopicModel:
         """
         from topicscale.bertopic.write import write
 
-        write(self._fitted(), directory, config=self.config, assigned=self._assigned())
+        config = dataclasses.replace(self.config, embedding=self._embedding)
+        write(self._fitted(), directory, config=config, assigned=self._assigned())
 
     # -- fitting ---------------------------------------------------------------------------------------------------
 
@@ -256,7 +268,11 @@ class TopicModel:
             stages = ", ".join(f"{stage} ({len(units)})" for stage, units in result.failed.items())
             raise JobFailed(f"Some partitions failed: {stages}. See: topicscale status --store {self.store}")
         self._positions = positions
-        self._open(Store(self.store).pin())
+        snapshot = Store(self.store).pin()
+        # a model that the store trained is known by its folder from here on: its name may be another's later
+        self._embedding = Config.from_dict(snapshot.configuration).embedding
+        self.__dict__.pop("_embedder", None)
+        self._open(snapshot)
         return self.topics_, self.probabilities_
 
     def _open(self, snapshot: Snapshot) -> None:
@@ -365,7 +381,11 @@ class TopicModel:
         """Return the terms of each aspect for each of some topics, in their order."""
         by_topic = self._aspects()
         names = sorted({name for found in by_topic.values() for name in found} - {ASPECT})
-        return {name: [[term for term, _ in by_topic.get(topic, {}).get(name, [])] for topic in topics] for name in names}
+        found: dict[str, list[list[str]]] = {}
+        for name in names:
+            column = f"{name}_aspect" if name in _COLUMNS else name
+            found[column] = [[term for term, _ in by_topic.get(topic, {}).get(name, [])] for topic in topics]
+        return found
 
     def get_topic(self, topic: int, full: bool = False) -> list[tuple[str, float]] | dict[str, list[tuple[str, float]]] | Literal[False]:
         """Return a topic's terms and their c-TF-IDF weights, best first; False if there is no such topic.
@@ -392,8 +412,7 @@ class TopicModel:
         found: dict[int, dict[str, list[tuple[str, float]]]] = {}
         for row in self._fitted().read("topic_labels").to_pylist():
             if row["aspect"] != "ctfidf":
-                # these aspects rank terms and do not weigh them
-                found.setdefault(row["topic_id"], {})[row["aspect"]] = [(t, 1.0) for t in row["terms"] or [row["label"]] if t]
+                found.setdefault(row["topic_id"], {})[row["aspect"]] = weighed(row)
         return found
 
     def get_topic_freq(self, topic: int | None = None) -> pd.DataFrame | int:
@@ -697,14 +716,33 @@ class TopicModel:
         assert self._snapshot is not None
         if self._snapshot.configuration["input"]["embedding_column"] is not None:
             raise ModelError("This model was fitted on precomputed vectors. Give transform the documents' embeddings.")
-        found, wanted = embedding_space(self.config.embedding), self._snapshot.summary["space"]
+        found, wanted = embedding_space(self._embedding), self._snapshot.summary["space"]
         # a BERTopic model may have come when its embedding model was not here, and known by name alone
-        if wanted not in (found, named_space(self.config.embedding.model)):
+        if wanted not in (found, named_space(self._embedding.model)):
             raise ModelError(
-                f"The embedding model {self.config.embedding.model!r} is not the one this store was made with (space {wanted[:12]}, found "
+                f"The embedding model {self._embedding.model!r} is not the one this store was made with (space {wanted[:12]}, found "
                 f"{found[:12]}): its weights or settings changed. Restore it, or run the job again."
             )
-        return Embedder(self.config.embedding, threads=len(os.sched_getaffinity(0)))
+        return Embedder(self._embedding, threads=len(os.sched_getaffinity(0)))
+
+
+def _multilingual(config: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
+    """Return a configuration with the model and the stop words of many languages, where it has none of its own.
+
+    Parameters
+    ----------
+    whole : bool
+        The configuration names every key: a value is its own where it is not the default.
+    """
+    found = dict(config)
+    for section, key, value, default in (
+        ("embedding", "model", MODELS["multilingual"], Config().embedding.model),
+        ("terms", "stop_words", None, Config().terms.stop_words),
+    ):
+        values = dict(found.get(section) or {})
+        if key not in values or (whole and values[key] == default):
+            found[section] = values | {key: value}
+    return found
 
 
 def _names(given: Any) -> list[str]:

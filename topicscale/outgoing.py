@@ -144,7 +144,7 @@ class Outgoing:
                 "than that. Nothing may leave."
             )
         store = Store(earlier.store)
-        before = store.pin()
+        before = store.pin(exports=True)
         suppressed = str(before.summary["export"]["suppressed"]) if self.minimum == earlier.minimum else UNTOLD
         members = earlier.members()
         removed = bool(len(np.setdiff1d(members.documents, self.documents.documents)))
@@ -278,7 +278,7 @@ def own_leaves(source: Store) -> pa.Table:
 
 def _leaves_of(entry: Entry) -> pa.Table:
     store = Store(entry.store)
-    store.pin()
+    store.pin(exports=True)
     return store.read("site_topics")
 
 

@@ -527,17 +527,27 @@ class Store:
                 held.enter_context(exclusive(lock, run_id, f"The training of {lock.stem!r}, which holds texts of this store,"))
             yield
 
-    def pin(self, generation: int | None = None) -> Snapshot:
+    def pin(self, generation: int | None = None, *, exports: bool = False) -> Snapshot:
         """Make this object read one generation (None: the newest) and return it.
+
+        Parameters
+        ----------
+        exports : bool, default=False
+            Take what ``export`` wrote, too: sums of topics, and none of what else a store holds.
 
         Raises
         ------
         StoreError
-            There is no such generation, or none yet.
+            There is no such generation, or none yet; or it is an export.
         """
         snapshots = self.snapshots()
         if not snapshots:
             raise StoreError(f"The store {self.uri!r} holds no finished run yet. See `topicscale status --store {self.uri}`.")
+        if "export" in snapshots[-1].summary and not exports:
+            raise StoreError(
+                f"{self.uri!r} is an export of a store: sums of its topics, for a merge. Merge it first, alone or with others: "
+                f"topicscale merge --inputs {self.uri} --store MERGED"
+            )
         if generation is None:
             self._pinned = snapshots[-1]
             return self._pinned

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from topicscale.errors import RequestError
@@ -27,6 +28,7 @@ _UNUSED = {
     "tokenizer": None,
     "preprocessor": None,
     "vocabulary": None,
+    "binary": False,
 }
 """A vectoriser's parameters that cannot be met, and the one value of each that asks for nothing."""
 _ALGORITHMS = {"HDBSCAN": "hdbscan", "EVoC": "evoc", "KMeans": "kmeans"}
@@ -105,9 +107,14 @@ def _steps(value: Any) -> Any:
 def _model_name(model: Any) -> str:
     if isinstance(model, str):
         return model
-    # a SentenceTransformer remembers where it came from
-    for owner in (getattr(model, "model_card_data", None), model):
-        name = getattr(owner, "base_model", None) or getattr(owner, "name_or_path", None)
+    card = getattr(model, "model_card_data", None)
+    if getattr(card, "training_logs", None):
+        raise RequestError("embedding_model was trained in this process, which its name does not tell: save it to a folder and give that.")
+    # a SentenceTransformer remembers where it came from: the folder its transformer was loaded from, else an id of the hub
+    loaded = getattr(getattr(getattr(model, "transformers_model", None), "config", None), "_name_or_path", None)
+    if isinstance(loaded, str) and Path(loaded).is_dir():
+        return loaded
+    for name in (getattr(card, "base_model", None), loaded, getattr(model, "base_model", None), getattr(model, "name_or_path", None)):
         if isinstance(name, str) and name:
             return name
     raise RequestError(

@@ -229,8 +229,14 @@ class Asker:
         if self._pool is None or self._layout is None:
             self._job.engines.release()  # their processors and memory are the model's now
             machines = runtime.nodes()
-            wanted = "gpus" if self._config.gpus_per_actor != 0 and any(machine.gpus for machine in machines) else "cpus"
+            asked = self._config.gpus_per_actor
+            wanted = "gpus" if asked or (asked is None and any(machine.gpus for machine in machines)) else "cpus"
             machines = [machine for machine in machines if getattr(machine, wanted)]
+            if not machines and self._config.gpus_per_actor:
+                raise ResourceError(
+                    f"llm.gpus_per_actor={self._config.gpus_per_actor:g} needs a machine with a GPU that Ray counts, and there is none. "
+                    "Start one (`nvidia-smi` and `ray status` show what is there), or use processors: llm.gpus_per_actor=0."
+                )
             if not machines:
                 raise ResourceError("The cluster has no machine with processors yet. Start one, then run the same command again.")
             # no worker spans two machines: what the smallest holds, each holds

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from topicscale import labels
 from topicscale.cluster import Float32, unit
 from topicscale.leaf_terms import term_maps, vocabulary
 from topicscale.merge import leaf_key, topic_key
+from topicscale.models import told
 from topicscale.refine import Sums, assign
 from topicscale.store import next_version, says, unit_id
 from topicscale.tables import OUTLIER, SHOWN_CHARS, TABLES
@@ -266,7 +266,7 @@ def write_sites(job: Job, fp: str, topics: Topics, sums: Sums, space: str, names
             "term_documents": documents,
             "min_documents": pa.repeat(job.config.terms.min_df, len(present)),
             "embedding_space": pa.repeat(space, len(present)),
-            "embedding_model": pa.repeat(Path(job.config.embedding.model).name, len(present)),
+            "embedding_model": pa.repeat(told(job.config.embedding.model), len(present)),
             "vocabulary": pa.repeat(vocabulary(job.config.terms), len(present)),
         }
     )

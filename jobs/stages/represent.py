@@ -51,6 +51,11 @@ class Outcome:
 def check(config: Config, aspects: Mapping[str, Sequence[Step]]) -> None:
     """Raise what can be known to fail before anything is started."""
     steps.check(aspects)
+    if any(step.type == "keybert" for chain in aspects.values() for step in chain) and not asking.comparable(config):
+        raise RequestError(
+            "keybert compares words with the documents' vectors, which came with the documents (input.embedding_column): by which model is "
+            "not known. Take mmr or llm."
+        )
     if _asks_model(aspects):
         asking.check(config.llm)
 
@@ -119,12 +124,8 @@ def represent(
     there = {(row["topic_id"], row["aspect"]) for row in held if row["status"] == "ok"}
     known = [row["topic_id"] for row in rows if row["topic_id"] != OUTLIER]
     if unknown := sorted(set(only or ()) - set(known)):
-        raise RequestError(f"--topics must name topics of this store (0 to {max(known, default=OUTLIER)}). Got {unknown[0]} instead.")
-    if any(step.type == "keybert" for chain in aspects.values() for step in chain) and not asking.comparable(job.config):
-        raise RequestError(
-            "keybert compares words with the documents' vectors, which came with the documents (input.embedding_column): by which model is "
-            "not known. Take mmr or llm: topicscale label --aspect llm."
-        )
+        ids = f"0 to {max(known)}" if known else "none: all its documents are outliers"
+        raise RequestError(f"--topics must name topics of this store ({ids}). Got {unknown[0]} instead.")
     among = set(known) if only is None else set(only)
     wanted = {aspect: [t for t in known if t in among and not (missing and (t, aspect) in there)] for aspect in aspects}
     topics = sorted({topic for chosen in wanted.values() for topic in chosen})
@@ -134,9 +135,6 @@ def represent(
     described = set(topics)
     views = _views(job, base, store, [row for row in rows if row["topic_id"] in described], terms=max(TERMS, *asked))
 
-    def encode(texts: Sequence[str]) -> Float32:
-        return asking.embed_texts(job, job.engines.pool, texts, dimensions=len(rows[0]["reference_vector"]))
-
     told: list[dict[str, Any]] = []
     result: dict[str, Any] = {}
     passing = False
@@ -144,6 +142,12 @@ def represent(
         if not wanted[aspect]:
             continue
         chosen = [views[topic] for topic in wanted[aspect]]
+        # the others compare words with words alone: any model's vectors do
+        dimensions = len(rows[0]["reference_vector"]) if any(step.type == "keybert" for step in chain) else 0
+
+        def encode(texts: Sequence[str], dimensions: int = dimensions) -> Float32:
+            return asking.embed_texts(job, job.engines.pool, texts, dimensions=dimensions)
+
         words = steps.describe(chosen, chain, encode, top_n_words=job.config.terms.top_n_words)
         if _asks_model({aspect: chain}):
             fixed = _fixed(held, known, wanted[aspect], aspect)

@@ -42,7 +42,7 @@ def test_a_store_that_the_job_made_leaves_without_its_documents(tmp_path, spark,
     assert len(words) > len(content) * 0.9
     assert leaked(tmp_path / "out", words | private | {"corpus.csv", "clinic", str(tmp_path)}) == []
     left = Store(tmp_path / "out")
-    left.pin()
+    left.pin(exports=True)
     sizes = [size for size in reader.read("site_topics")["size"].to_pylist() if size >= K]
     assert sorted(left.read("site_topics")["size"].to_pylist()) == sorted(sizes)
     assert found["documents"] == sum(sizes)

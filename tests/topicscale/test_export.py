@@ -29,7 +29,7 @@ SIZES = {-1: 12, 0: 40, 1: 25, 2: 7}
 
 def read(folder: Path) -> dict[str, dict]:
     store = Store(folder)
-    store.pin()
+    store.pin(exports=True)
     return {row["topic_key"]: row for row in store.read("site_topics").to_pylist()}
 
 
@@ -66,7 +66,7 @@ def test_nothing_else_is_in_it(site, tmp_path) -> None:
     export(site.uri, tmp_path / "out", site="North")
     out = Store(tmp_path / "out")
     assert out.site_id == site.site_id
-    snapshot = out.pin()
+    snapshot = out.pin(exports=True)
     assert snapshot.generation == 1
     assert set(os.listdir(out.path)) <= {*TABLES, "_topicscale.json"}
     assert {name for name in TABLES if out.has(name) and out.table(name).to_pyarrow_table().num_rows} == {
@@ -230,7 +230,7 @@ def test_a_topic_that_changed_by_few_documents_is_given_as_it_was(tmp_path) -> N
 def by_size_of(tmp_path: Path, name: str) -> dict[int, dict]:
     export(tmp_path / "s", tmp_path / name)
     store = Store(tmp_path / name)
-    store.pin()
+    store.pin(exports=True)
     return {row["size"]: row for row in store.read("site_topics").to_pylist()}
 
 

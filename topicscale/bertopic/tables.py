@@ -30,7 +30,6 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,6 +42,7 @@ from topicscale.cluster import Float64, unit
 from topicscale.config import Config
 from topicscale.leaf_terms import term_maps, vocabulary
 from topicscale.merge import leaf_key, topic_key
+from topicscale.models import told
 from topicscale.refine import ALL
 from topicscale.tables import OUTLIER, TABLES
 from topicscale.terms import KEYWORDS, name, top_terms
@@ -87,7 +87,7 @@ def tables(folder: Folder, config: Config, *, space: str, site: str = "", site_i
         "term_documents": documents,
         "min_documents": [_min_documents(folder)] * k,
         "embedding_space": [space] * k,
-        "embedding_model": [Path(config.embedding.model).name] * k,
+        "embedding_model": [told(config.embedding.model)] * k,
         "vocabulary": [_vocabulary(folder, config)] * k,
     }
     lineage = {

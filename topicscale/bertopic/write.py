@@ -27,6 +27,7 @@ from topicscale.cluster import unit
 from topicscale.config import Config
 from topicscale.errors import RequestError
 from topicscale.labels import names as names_given
+from topicscale.labels import weighed
 from topicscale.models import PACKAGED
 from topicscale.refine import nearest
 from topicscale.store import Store
@@ -117,7 +118,7 @@ def _embeddings(store: Store, rows: list[dict[str, Any]]) -> npt.NDArray[np.floa
 def _described(store: Store, rows: list[dict[str, Any]], ids: list[int], assigned: Sequence[int]) -> dict[str, Any]:
     sizes = {int(row["topic_id"]): int(row["size"]) for row in rows}
     labels = store.read("topic_labels").to_pylist()
-    main = {row["topic_id"]: _pairs(row) for row in labels if row["aspect"] == MAIN}
+    main = {row["topic_id"]: [list(pair) for pair in weighed(row)] for row in labels if row["aspect"] == MAIN}
     words = {int(row["topic_id"]): list(row["keywords"] or ()) for row in rows}
     weights = weights_of(
         store.read_batches("topic_terms", KEYWORDS) if store.has("topic_terms") else (),
@@ -130,7 +131,7 @@ def _described(store: Store, rows: list[dict[str, Any]], ids: list[int], assigne
     for row in labels:
         if row["aspect"] not in OURS:
             aspect = aspects.setdefault(row["aspect"], {str(t): [_EMPTY] for t in ids})
-            aspect[str(row["topic_id"])] = _pairs(row) or [_EMPTY]
+            aspect[str(row["topic_id"])] = [list(pair) for pair in weighed(row)] or [_EMPTY]
     counted = dict(zip(*np.unique(np.asarray(assigned, np.int64), return_counts=True), strict=True)) if len(assigned) else {}
     in_order = all(counted.get(t, 0) == sizes[t] for t in ids) and sum(counted.values()) == sum(sizes.values())
     topics = [int(t) for t in assigned] if in_order else np.repeat(ids, [sizes[t] for t in ids]).tolist()
@@ -145,16 +146,6 @@ def _described(store: Store, rows: list[dict[str, Any]], ids: list[int], assigne
         "topic_aspects": aspects,
         REPRESENTATIVE: {str(row["topic_id"]): row["representative_docs"] for row in rows if row["representative_docs"]},
     }
-
-
-def _pairs(row: Mapping[str, Any]) -> list[list[Any]]:
-    """Return an aspect's words with their weights, 1 where it has none."""
-    words = row["terms"] or ([row["label"]] if row["label"] else [])
-    try:
-        weights = [float(weight) for weight in json.loads(row["detail"])["weights"]]
-    except (ValueError, KeyError, TypeError):  # a detail that tells something else
-        weights = []
-    return [[word, weight] for word, weight in zip(words, weights if len(weights) == len(words) else [1.0] * len(words), strict=True)]
 
 
 def _parameters(config: Config) -> dict[str, Any]:

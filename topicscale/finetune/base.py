@@ -11,7 +11,7 @@ from typing import Any
 from topicscale.errors import ConfigError, MissingDependency, ModelError
 from topicscale.finetune.architecture import can_cross_attend, first_of, has_mask, mapping, pooling_of
 from topicscale.llm import models as llm
-from topicscale.models import modules, read_json, resolve
+from topicscale.models import modules, positions, read_json, resolve
 
 LORA: dict[str, Any] = {
     "r": 16,
@@ -110,7 +110,7 @@ def inspect(name: str) -> Base:
         model_type=kind,
         layers=layers,
         dimensions=dimensions,
-        positions=first_of(config, "max_position_embeddings", "n_positions"),
+        positions=positions(config) or first_of(config, "n_positions"),
         pooling=pooling_of(path, parts),
         mask_token=masked_name is not None and has_mask(first),
         cross_attention=causal_name is not None and can_cross_attend(kind),

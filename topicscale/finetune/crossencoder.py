@@ -16,7 +16,7 @@ from topicscale.config import fingerprint
 from topicscale.embedding import best_dtype
 from topicscale.errors import ConfigError, InputError, ModelError
 from topicscale.llm.models import quiet
-from topicscale.models import modules, read_json, resolve
+from topicscale.models import modules, positions, read_json, resolve
 
 Float32 = npt.NDArray[np.float32]
 OPTIONS: dict[str, Any] = {
@@ -83,11 +83,7 @@ class CrossEncoder:
         for part in loaded.children():
             if part is not body:
                 part.register_forward_pre_hook(lambda _, given: tuple(value.float() for value in given))
-        positions = getattr(loaded.config, "max_position_embeddings", MAX_TOKENS)
-        own = self._tokenizer.model_max_length
-        # RoBERTa and its kin count positions from the padding token's id on
-        offset = 2 if loaded.config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
-        self.max_tokens = int(min(MAX_TOKENS, positions - offset, own))
+        self.max_tokens = int(min(MAX_TOKENS, positions(loaded.config.to_dict()) or MAX_TOKENS, self._tokenizer.model_max_length))
 
     def score(self, pairs: Sequence[tuple[str, str]], *, logits: bool = False) -> Float32:
         """Return the score of each pair, float32 (n,), in order: in [0, 1] by the logistic function, or as it comes (``logits``).
@@ -238,7 +234,7 @@ def _fit(where: Path, columns: dict[str, Any], chosen: Mapping[str, Any], target
         fresh.config.pad_token_id = tokenizer.pad_token_id
         fresh.save_pretrained(bare / "fresh")
         tokenizer.save_pretrained(bare / "fresh")
-        longest = min(chosen["max_tokens"], getattr(fresh.config, "max_position_embeddings", MAX_TOKENS))
+        longest = min(chosen["max_tokens"], positions(fresh.config.to_dict()) or MAX_TOKENS)
         del fresh
         model = Model(str(bare / "fresh"), num_labels=1, max_length=longest, device=device, local_files_only=True, trust_remote_code=False)
         arguments = CrossEncoderTrainingArguments(

@@ -92,8 +92,12 @@ def size(model: ResolvedLlm, config: LlmConfig) -> Size:
         return Size(int(bytes_held / 0.6), bytes_held, bytes_held / 60_000, 50_000, CONTEXT)
     from transformers import AutoConfig
 
-    settings = AutoConfig.from_pretrained(folder(model), trust_remote_code=False)
-    return size_of(settings, config.quantization, number=4 if computed_in(config) == "float32" else 2)
+    try:
+        settings = AutoConfig.from_pretrained(folder(model), trust_remote_code=False)
+        return size_of(settings, config.quantization, number=4 if computed_in(config) == "float32" else 2)
+    except (OSError, ValueError, KeyError) as error:
+        said = str(error).splitlines()[0][:300]
+        raise ModelError(f"The settings of model {model.name!r} cannot be used ({type(error).__name__}): {said}") from error
 
 
 def size_of(settings: Any, quantization: str, *, number: int = 2) -> Size:

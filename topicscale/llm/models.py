@@ -212,6 +212,12 @@ def _check_folder(name: str, path: Path) -> None:
     if not (path / "config.json").is_file():
         raise ModelError(f"The folder of model {name!r} has no config.json: it is no transformers model.")
     check_weights(name, path)
-    kinds = read_json(path / "config.json").get("architectures") or []
+    settings = read_json(path / "config.json")
+    kinds = settings.get("architectures") or []
+    if settings.get("is_encoder_decoder"):  # T5 and its kin
+        raise ModelError(
+            f"llm.model must be a causal language model. Got {name!r}, which has an encoder and a decoder, instead. "
+            "Take one that chats, or have this one served: llm.url."
+        )
     if kinds and not any("CausalLM" in kind or "LMHead" in kind or "ConditionalGeneration" in kind for kind in map(str, kinds)):
         raise ModelError(f"llm.model must be a causal language model. Got {name!r}, a {', '.join(map(str, kinds))}, instead.")

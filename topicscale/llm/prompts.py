@@ -74,7 +74,7 @@ LONGEST_KEYWORD = 60
 """Characters. What is longer is no word that a model learns from."""
 _RIVALS = "Other topics would get the same label. The label must name what sets this topic apart from them:\n"
 _NONE = "(none)"
-_LARGEST_FILE = 1 << 20
+_LARGEST_FILE, _LONGEST_PATH = 1 << 20, 1 << 12
 _CHARACTERS_PER_TOKEN = 16
 _NEAR = 20
 
@@ -158,9 +158,9 @@ def load(config: LlmConfig) -> Template:
     Raises
     ------
     ConfigError
-        ``llm.prompt`` has no placeholder and is no file that can be read and has one.
+        ``llm.prompt`` has no placeholder and is no file that can be read and has one; or a file of ``llm.system_prompt`` cannot be read.
     """
-    system = SYSTEM if config.system_prompt is None else config.system_prompt.strip()
+    system = SYSTEM if config.system_prompt is None else _system(config.system_prompt)
     if config.prompt is not None:
         return Template(system, (), _given(config.prompt), config.doc_length, config.tokenizer)
     question = (_DOCUMENTS if config.documents else "") + (_KEYWORDS if config.keywords else "") + _INSTRUCTION
@@ -397,20 +397,34 @@ def _given(prompt: str) -> str:
     if _PLACEHOLDER.search(prompt):
         return prompt.strip()
     wanted = "llm.prompt must hold [DOCUMENTS] or [KEYWORDS], where a topic's texts are filled in, or be the path of a text file that does."
+    text = _of_file(prompt, wanted)
+    if text is None:
+        raise ConfigError(f"{wanted} Got {prompt[:100]!r} instead, which is no file either.")
+    if not _PLACEHOLDER.search(text):
+        raise ConfigError(f"{wanted} {prompt!r} holds neither. Write them where they belong.")
+    return text
+
+
+def _system(prompt: str) -> str:
+    """Return the text of a system prompt that is a text or the path of a file."""
+    wanted = "llm.system_prompt must be a text or the path of a text file."
+    text = None if "\n" in prompt or len(prompt) > _LONGEST_PATH else _of_file(prompt, wanted)
+    return prompt.strip() if text is None else text
+
+
+def _of_file(name: str, wanted: str) -> str | None:
+    """Return the text of a file; None where there is no such file."""
     try:
-        path = Path(prompt).expanduser()
+        path = Path(name).expanduser()
         if not path.is_file():
-            raise ConfigError(f"{wanted} Got {prompt[:100]!r} instead, which is no file either.")
+            return None
         if path.stat().st_size > _LARGEST_FILE:
             raise ConfigError(f"{wanted} {str(path)!r} has more than {_LARGEST_FILE} bytes: it is no prompt. Name another file.")
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{wanted} {prompt[:100]!r} is not UTF-8 at byte {error.start}. Save it as UTF-8.") from error
+        raise ConfigError(f"{wanted} {name[:100]!r} is not UTF-8 at byte {error.start}. Save it as UTF-8.") from error
     except (OSError, ValueError, RuntimeError) as error:  # unreadable; a null byte; a home folder that is not known
-        raise ConfigError(f"{wanted} {prompt[:100]!r} cannot be read: {error}") from error
-    if not _PLACEHOLDER.search(text):
-        raise ConfigError(f"{wanted} {str(path)!r} holds neither. Write them where they belong.")
-    return text.strip()
+        raise ConfigError(f"{wanted} {name[:100]!r} cannot be read: {error}") from error
 
 
 def _keywords(keywords: Sequence[str]) -> tuple[str, ...]:

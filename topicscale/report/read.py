@@ -252,16 +252,15 @@ def _quarantine(store: Reader) -> tuple[dict[str, int], list[QuarantinedRow]]:
 
 
 def _timings(store: Reader) -> list[Timing]:
-    """Return what each stage last took: the units' time summed, in the order in which stages began."""
-    rows = [row for row in store.read("runs").to_pylist() if row["status"] == "done"]
-    newest: dict[str, Any] = {}
-    for row in rows:
-        if row["stage"] not in newest or row["at"] > newest[row["stage"]][0]:
-            newest[row["stage"]] = (row["at"], row["run_id"])
+    """Return what each stage took: the time that each of its units last took, summed, in the order in which stages began."""
+    present = {None, ""} | (
+        set(store.read("partitions", ["partition_id"])["partition_id"].to_pylist()) if store.has("partitions") else set()
+    )
+    rows = sorted((row for row in store.read("runs").to_pylist() if row["status"] == "done"), key=lambda row: row["at"])
+    newest = {(row["stage"], row["partition_id"]): row for row in rows if row["partition_id"] in present}
     stages: dict[str, list[Any]] = {}
-    for row in sorted(rows, key=lambda row: row["at"]):
-        if newest[row["stage"]][1] == row["run_id"]:
-            stages.setdefault(row["stage"], []).append(row)
+    for row in sorted(newest.values(), key=lambda row: row["at"]):
+        stages.setdefault(row["stage"], []).append(row)
     return [
         Timing(stage, sum(row["seconds"] or 0.0 for row in units), sum(row["rows"] or 0 for row in units), len(units))
         for stage, units in stages.items()
