@@ -86,7 +86,9 @@ def parser() -> argparse.ArgumentParser:
     update.add_argument("--input", nargs="+", metavar="PATH", help="the new documents, laid out as those of the store's run")
     update.add_argument("--refit", action="store_true", help="fit the topics of all documents anew, as a new generation")
     _configured(
-        update, "input.* for this batch, ray.* and spark.* for this machine; with --refit all but those of input and partitions", file=False
+        update,
+        "input.* of this batch, ray.*, spark.*, llm.* of this machine; with --refit all but those of input and partitions",
+        file=False,
     )
     forget = add(
         "forget",

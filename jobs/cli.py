@@ -60,7 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (JobFailed, TopicscaleError) as error:
         return _complain(options, error, FAILED)
     except BrokenPipeError:
-        return DONE
+        if options.command in ("submit", "jobs"):  # whoever read what a job says has left
+            return DONE
+        why = "The connection to an engine broke. What is finished is kept: run the same command again to go on."
+        return _complain(options, why, FAILED)
     except OSError as error:
         if error.errno is None:  # of an object store, from pyarrow or delta-rs
             return _complain(
@@ -100,13 +103,19 @@ def configuration(options: argparse.Namespace) -> Config:
     return load(file=options.config, overrides=options.set, values=chosen)
 
 
+def _say(text: str, *, end: str = "\n") -> None:
+    """Print a result. A reader that has left (``| head``) is no failure: what was to be done is done."""
+    with contextlib.suppress(BrokenPipeError):
+        print(text, end=end)
+
+
 def _tell(options: argparse.Namespace, found: Any, describe: Callable[[Any], str]) -> None:
     """Print a result, as JSON or described for people; other people's text in it commands no terminal."""
     if options.json:
         # a file's name may hold bytes that are no UTF-8: JSON's own escapes stand for them
-        print(json.dumps(found, indent=2, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace").decode())
+        _say(json.dumps(found, indent=2, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace").decode())
     else:
-        print(printable(describe(found)))
+        _say(printable(describe(found)))
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -120,27 +129,23 @@ def _run(options: argparse.Namespace) -> int:
         found = dry_run(config, options.store)
         _tell(options, found, describe)
         return DONE
-    try:
-        result = run(config, options.store, ui=ui)
-    except BrokenPipeError as error:  # an engine's; that of a reader who has left our output is no failure
-        raise JobFailed("The connection to an engine broke. What is finished is kept: run the same command again to go on.") from error
-    return _ended(result, options)
+    return _ended(run(config, options.store, ui=ui), options)
 
 
 def _ended(result: Any, options: argparse.Namespace) -> int:
     """Print how a run ended and return the exit code."""
     if options.json:
-        print(json.dumps(dataclasses.asdict(result), indent=2))
+        _say(json.dumps(dataclasses.asdict(result), indent=2))
     elif result.nothing_to_do:
-        print(f"Nothing to do: {result.store} already holds this run (generation {result.generation}, {result.topics:,} topics).")
+        _say(f"Nothing to do: {result.store} already holds this run (generation {result.generation}, {result.topics:,} topics).")
     else:
         share = result.outliers / max(result.documents, 1)
-        print(
+        _say(
             f"{result.documents:,} documents, {result.topics:,} topics, {share:.1%} outliers, {result.seconds['total']:.0f} s "
             f"-> {result.store} (generation {result.generation})"
         )
-        print(f"Next: topicscale topics --store {options.store}   or   topicscale report --store {options.store} --output report.html")
-    for stage, units in result.failed.items():
+        _say(f"Next: topicscale topics --store {options.store}   or   topicscale report --store {options.store} --output report.html")
+    for stage, units in () if options.json else result.failed.items():  # there they are in the result
         for partition_id, error in sorted(units.items()):
             print(f"failed: {stage} of partition {partition_id}: {error}", file=sys.stderr)
     return FAILED if result.failed else DONE
@@ -225,7 +230,7 @@ def _report(options: argparse.Namespace) -> int:
     from jobs.report import report
 
     path = report(options.store, options.output)
-    print(json.dumps({"report": str(path)}) if options.json else f"Report: {path}")
+    _say(json.dumps({"report": str(path)}) if options.json else f"Report: {path}")
     return DONE
 
 
@@ -415,7 +420,7 @@ def _submit(options: argparse.Namespace) -> int:
     job = submit.submit(asked, address, say=say)
     beside = f"--ray {address}"
     if options.no_wait:
-        print(json.dumps({"job": job}) if options.json else f"{job}\nFollow it with: topicscale jobs logs {job} --follow {beside}")
+        _say(json.dumps({"job": job}) if options.json else f"{job}\nFollow it with: topicscale jobs logs {job} --follow {beside}")
         return DONE
     say(f"Submitted as {job}. Ctrl-C stops following it; to stop the job: topicscale jobs stop {job} {beside}")
     return _follow(job, address, options)
@@ -429,16 +434,28 @@ def _submission(options: argparse.Namespace) -> Any:
         raise RequestError(f"submit must be given a command of topicscale, such as run. Got {' '.join(options.sent) or 'none'} instead.")
     wanted = parser().parse_args(command)  # what is wrong with the command is said here and now
     # a model's name in the store is no path
-    for name in ("store", "input", "inputs", "ids", *(["output"] if wanted.command != "finetune" or wanted.store is None else [])):
+    files = ["ids", "reference", *(["output"] if wanted.command != "finetune" or wanted.store is None else [])]
+    for name in ("store", "input", "inputs", "from", "to", "task", *files):
         given = getattr(wanted, name, None) or []
         for path in [given] if isinstance(given, str) else given:
             bare = path.partition("=")[2] or path if name == "inputs" else path
+            if name == "task":  # sts=FILE:columns, classification=FILE,FILE
+                bare = path.partition("=")[2] or os.sep
             if "://" not in bare and not os.path.isabs(bare):
                 raise RequestError(f"--{name} must be an absolute path or an address, as it is the cluster's. Got {path!r} instead.")
+            if "://" in bare and name in files:
+                raise RequestError(f"--{name} must be an absolute path: it is a file of the cluster's machines. Got {path!r} instead.")
+    models = getattr(wanted, "model", None) or []
+    named = {"--model": [models] if isinstance(models, str) else models}
     if wanted.command == "run":
-        configuration(wanted)
+        named["embedding.model"] = [configuration(wanted).embedding.model]
     elif getattr(wanted, "config", None) is not None or getattr(wanted, "set", None):
         load(file=getattr(wanted, "config", None), overrides=getattr(wanted, "set", []))
+    for option, names in named.items():
+        if folder := next((name for name in names if os.path.isdir(name) and not os.path.isabs(name)), None):
+            raise RequestError(
+                f"{option} must be a name or an absolute path, as it is the cluster's. Got {folder!r}, a folder here, instead."
+            )
     if wanted.storage is not None:
         load(file=wanted.storage)
     if "token=" in (options.spark or ""):
@@ -469,7 +486,7 @@ def _follow(job: str, address: str, options: argparse.Namespace) -> int:
 
     ended = submit.follow(job, address, write=lambda text: print(text, end="", flush=True), say=_sayer(options))
     if options.json:
-        print(json.dumps(dataclasses.asdict(ended)))
+        _say(json.dumps(dataclasses.asdict(ended)))
     else:
         print(f"{job}: {ended.status.lower()}{f': {ended.message}' if ended.exit_code else ''}", file=sys.stderr)
     return ended.exit_code
@@ -488,10 +505,10 @@ def _jobs(options: argparse.Namespace) -> int:
     if options.action == "logs":
         if options.follow:
             return _follow(options.job, address, options)
-        print(submit.logs(options.job, address), end="")
+        _say(submit.logs(options.job, address), end="")
         return DONE
     ended = submit.stop(options.job, address)
-    print(json.dumps(dataclasses.asdict(ended)) if options.json else f"{ended.job}: {ended.status.lower()}")
+    _say(json.dumps(dataclasses.asdict(ended)) if options.json else f"{ended.job}: {ended.status.lower()}")
     return DONE
 
 

@@ -207,7 +207,7 @@ def _forced(asked: Request) -> dict[str, Any] | None:
 
 def _train(asked: Request, work: Path, tutors: Tutors, ui: Ui) -> dict[str, Any]:
     """Run the steps that are not done, and return the folder of the model and how it was trained."""
-    start, losses, rows = str(asked.base.path), [], []
+    start, losses, rows = _at_hand(asked, work), [], []
     for number, step in enumerate(asked.steps):
         here = work / f"step-{number}"
         trained = examples.train_step(
@@ -219,13 +219,26 @@ def _train(asked: Request, work: Path, tutors: Tutors, ui: Ui) -> dict[str, Any]
     return {"model": start, "losses": losses, "rows": rows}
 
 
+def _at_hand(asked: Request, work: Path) -> str:
+    """Return where workers find the base: machines of a cluster do not have this one's cache of models, and do see ``work``."""
+    if asked.config.ray.where is None:
+        return str(asked.base.path)
+    copy = work / "base"
+    if not copy.is_dir():
+        part = work / "base.part"
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(asked.base.path, part)
+        part.rename(copy)
+    return str(copy)
+
+
 def _judged(asked: Request, work: Path, done: Mapping[str, Any], tutors: Tutors, ui: Ui) -> dict[str, Any]:
     file = work / f"judged-{asked.judges.digest[:12]}.json"
     if file.exists():
         found: dict[str, Any] = json.loads(file.read_text())
         return found
     began = time.monotonic()
-    found = judging.measure(asked.judges, {"base": str(asked.base.path), "model": done["model"]}, tutors)
+    found = judging.measure(asked.judges, {"base": _at_hand(asked, work), "model": done["model"]}, tutors)
     part = file.with_suffix(".part")
     part.write_text(json.dumps(found))
     part.replace(file)

@@ -71,7 +71,9 @@ def new_run_id() -> str:
 
 
 @contextlib.contextmanager
-def opened(store: Store, config: Config, run_id: str, ui: Ui, *, rows: int | None = None, adds: bool = False) -> Iterator[Job]:
+def opened(
+    store: Store, config: Config, run_id: str, ui: Ui, *, rows: int | None = None, adds: bool = False, reads: Sequence[str] = ()
+) -> Iterator[Job]:
     """Yield a job on a store; however it ends, its log is written and its engines are stopped.
 
     Parameters
@@ -80,8 +82,10 @@ def opened(store: Store, config: Config, run_id: str, ui: Ui, *, rows: int | Non
         Documents that are read, where that is known: small jobs start Spark another way.
     adds : bool
         See :class:`Job`.
+    reads : sequence of str
+        Paths of the input, where there is any.
     """
-    remote = storage.schemes([store.uri, *config.input.paths])
+    remote = storage.schemes([store.uri, *reads])
     engines = Engines(config, rows=rows, say=partial(ui.log, "warning"), remote=remote)
     job = Job(store, config, run_id, ui, engines, adds=adds)
     try:

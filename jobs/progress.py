@@ -84,7 +84,8 @@ class Ui:
         """Print one line."""
         if self.mode == "json":
             record = {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": event, "message": message, **fields}
-            print(json.dumps(record, default=str), file=sys.stderr, flush=True)
+            with contextlib.suppress(BrokenPipeError):  # whoever read along has left, which is no reason to end the job
+                print(json.dumps(record, default=str), file=sys.stderr, flush=True)
         elif self.mode != "quiet" or event in ("warning", "error"):
             style = {"warning": "yellow", "error": "bold red"}.get(event)
             # markup off: messages may hold brackets of user text

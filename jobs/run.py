@@ -18,7 +18,7 @@ from ray_actors import runtime
 from spark import jars, session
 from topicscale import algorithms, inputs, models, registry, storage
 from topicscale import cluster as clustering
-from topicscale.config import Config
+from topicscale.config import Config, rooted
 from topicscale.errors import JobFailed, StoreError
 from topicscale.sites import is_merged
 from topicscale.store import Snapshot, Store, is_store, mark, says
@@ -111,9 +111,10 @@ def fit(config: Config, store: str, *, ui: Ui | None = None, fitted_batches: int
 
 def _run(config: Config, target: Store, plan: inputs.InputPlan | None, *, ui: Ui, fitted_batches: int) -> Result:
     began = time.monotonic()
+    config = rooted(config)
     run_id = new_run_id()
     rows = plan.rows if plan is not None else None
-    with target.lock(run_id), opened(target, config, run_id, ui, rows=rows) as job:
+    with target.lock(run_id), opened(target, config, run_id, ui, rows=rows, reads=config.input.paths if plan is not None else ()) as job:
         if plan is None:
             ingest.check_read(target)
         snapshot = _stages(job, plan, fitted_batches)

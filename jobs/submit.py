@@ -243,8 +243,8 @@ def jobs(address: str) -> list[dict[str, Any]]:
     return [
         {
             "job": info.submission_id,
-            "command": info.metadata["command"],
-            "store": info.metadata["store"],
+            "command": info.metadata.get("command", "?"),
+            "store": info.metadata.get("store", "?"),
             "status": str(info.status.value),
             "began": _time(info.start_time),
             "seconds": round(((info.end_time or time.time() * 1000) - info.start_time) / 1000) if info.start_time else None,

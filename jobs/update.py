@@ -83,7 +83,7 @@ def update(paths: Sequence[str], store: str | Path, *, overrides: Sequence[str] 
         reader, target = target, Store(store)  # the one reads the base generation, the other what is newest
         batches = reader.read("batches").to_pylist() if "batches" in base.versions else []
         number = max((row["batch"] for row in batches), default=0) + 1
-        with opened(target, config, run_id, ui, rows=plan.rows, adds=True) as job:
+        with opened(target, config, run_id, ui, rows=plan.rows, adds=True, reads=config.input.paths) as job:
             how = {**dataclasses.asdict(config.input), "paths": None, "max_quarantine": None}
             fp = job.print_of("batch", number, base.generation, plan.fingerprint, how)
             found = _batch(job, base, batches, number, plan, fp)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import threading
 import time
@@ -20,6 +21,8 @@ PROGRESS = "progress.json"
 """File of the working folder that says how far training is: {"step": ..., "steps": ..., "loss": ..., "seconds": since the first step}."""
 POLL = 0.5
 """Seconds between looks at it."""
+_START = 60.0
+"""Seconds after which Ray Train takes it for a failure that processes have no room yet, and asks again."""
 
 
 class Tutor(Worker):
@@ -43,7 +46,7 @@ class Tutor(Worker):
         _run(training, Path(work), device=self._device, threads=self._threads, first=True)
 
 
-def train_together(training: Training, work: Path, *, layout: Layout, attempts: int) -> None:
+def train_together(training: Training, work: Path, *, layout: Layout, attempts: int, timeout: float) -> None:
     """Train over ``layout.actors`` processes by Ray Train; ``work/model`` holds the model when this returns.
 
     A worker that dies ends its group, and a new one goes on from the last checkpoint in ``work``, ``attempts`` times in all. The driver
@@ -53,11 +56,13 @@ def train_together(training: Training, work: Path, *, layout: Layout, attempts: 
     ----------
     work : Path
         A folder that every node sees.
+    timeout : float
+        Seconds that the cluster has to find room for the processes, each time.
 
     Raises
     ------
     JobFailed
-        The workers failed more often than that, or their code did.
+        The workers failed more often than that, or their code did; or the cluster has no room for them.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -76,7 +81,7 @@ def train_together(training: Training, work: Path, *, layout: Layout, attempts: 
         run_config=RunConfig(
             name="train",
             storage_path=str(work / "ray"),
-            failure_config=FailureConfig(max_failures=attempts - 1),
+            failure_config=FailureConfig(max_failures=attempts - 1, controller_failure_limit=max(1, math.ceil(timeout / _START))),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -85,6 +90,11 @@ def train_together(training: Training, work: Path, *, layout: Layout, attempts: 
     except KeyboardInterrupt:
         raise
     except Exception as error:
+        if type(getattr(error, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError":
+            raise JobFailed(
+                f"training: the cluster had no room for {layout} within {timeout:g} s (ray.timeout). `ray status` shows what is free. "
+                "Wait for it, or ask for fewer: finetune.workers. What is finished is kept."
+            ) from error
         raise JobFailed(f"training: {_cause(error)}") from error
 
 

@@ -104,15 +104,16 @@ def clean(rows: Rows, config: InputConfig, *, dimension: int | None, partition_c
     late = config.keep is None and rows.plan.format == "jsonl"
     notes = [F.array(*[F.col(LOST)[i] for i in losses]).alias(LOST)] if losses else []
     content = [_content(rows.column(name), types[name], late=name if kinds.get(name) == "late" else None) for name in names]
+    division = F.lit(None).cast("string")
+    if partition_column is not None:
+        division = _bounded(_spelt(rows.column(partition_column), types[partition_column]))
     cleaned = frame.select(
         F.make_valid_utf8(text).alias("text"),
         F.substring(F.sha2(text, 256), 1, 32).alias("text_hash"),
         F.length(text).alias("_chars"),
         *columns,
         identity.alias("_id"),
-        _bounded(_spelt(rows.column(partition_column), types[partition_column])).alias("_value")
-        if partition_column
-        else F.lit(None).cast("string").alias("_value"),
+        division.alias("_value"),
         F.sha2(F.concat_ws(_GAP, *content), 256).alias(CONTENT),
         reason.alias(REASON),
         SOURCE,

@@ -16,8 +16,8 @@ import re
 import types
 import typing
 import urllib.parse
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,8 @@ from topicscale.errors import ConfigError
 NAME_CHARS = 200
 """Characters of a topic's name."""
 SECRET = re.compile(
-    r"(access|account|api|customer|master|private|sas)[._]?key|secret|token|passw|credential|sas\b|service_account", re.IGNORECASE
+    r"(access|account|api|customer|master|private|sas)[._]?key|secret|token|passw|credential|sas\b|service_account|authorization",
+    re.IGNORECASE,
 )
 """What the name of a setting or variable that holds a secret has in it."""
 _REFERENCES = ("spark.kubernetes.driver.secret", "spark.kubernetes.executor.secret")
@@ -710,6 +711,25 @@ def _validate(config: Config) -> None:
     check_endpoint(c.storage, "storage.endpoint")
 
 
+def rooted(config: Config) -> Config:
+    """Return the configuration with models and prompts that are files here by their whole paths: it is kept, and read from elsewhere."""
+
+    def whole(value: Any, is_one: Callable[[Path], bool]) -> Any:
+        if not value or "\n" in value:
+            return value
+        try:
+            path = Path(value).expanduser()
+            return str(path.resolve()) if is_one(path) else value
+        except (OSError, ValueError, RuntimeError):  # a text, and no path
+            return value
+
+    llm = config.llm
+    model = llm.model if llm.url else whole(llm.model, Path.exists)
+    prompts = {key: whole(getattr(llm, key), Path.is_file) for key in ("prompt", "system_prompt")}
+    embedding = replace(config.embedding, model=whole(config.embedding.model, Path.is_dir))
+    return replace(config, embedding=embedding, llm=replace(llm, model=model, **prompts))
+
+
 def secretive(key: str) -> bool:
     """Return whether a setting of that name holds a credential."""
     return SECRET.search(key) is not None and not key.lower().endswith((".provider", ".provider.type", "file", "kms_key_id"))
@@ -717,7 +737,7 @@ def secretive(key: str) -> bool:
 
 def _refuse_secrets(config: Config) -> None:
     held = {f"storage.options.{key}": key for key in config.storage.options}
-    held |= {f"llm.request.{key}": key for key in config.llm.request if not key.lower().endswith("tokens")}
+    held |= {f"llm.request.{path}": key for path, key in _keys(config.llm.request) if not key.lower().endswith(("tokens", "token_ids"))}
     held |= {f"spark.conf.{key}": key for key in config.spark.conf if not str(key).startswith(_REFERENCES)}
     for path, key in held.items():
         if secretive(str(key)):  # its value is not shown
@@ -725,6 +745,17 @@ def _refuse_secrets(config: Config) -> None:
     for key in ("remote", "master"):
         if "token=" in (getattr(config.spark, key) or ""):
             raise ConfigError(f"spark.{key} must hold no token (it is not shown). {_ENVIRONMENT}")
+
+
+def _keys(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the keys of a mapping and of those within it, each with the path to it."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield path + str(key), str(key)
+            yield from _keys(inner, f"{path}{key}.")
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _keys(inner, path)
 
 
 def check_endpoint(storage: StorageConfig, name: str) -> None:

@@ -123,7 +123,7 @@ class Tutors:
                 self._started(layout).call("train", training=training, work=str(work))
             else:
                 self.close()  # its processors are wanted
-                train_together(training, work, layout=layout, attempts=self.config.ray.attempts)
+                train_together(training, work, layout=layout, attempts=self.config.ray.attempts, timeout=self.config.ray.timeout)
         return layout
 
     def _started(self, layout: Layout) -> Pool:

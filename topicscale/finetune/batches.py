@@ -20,7 +20,7 @@ _ROWS = 10_000
 _TRIES = 10
 """Orders that are tried before examples count as too much alike for a batch."""
 _LOOKED = 50
-"""A table of fewer batches than this is looked at for texts that occur twice."""
+"""So many batches' examples are looked at for texts that occur twice."""
 
 
 def steps_per_pass(rows: Sequence[int], sizes: Sequence[int], accumulate: int = 1) -> int:
@@ -128,22 +128,21 @@ def _fitting(part: Any, size: int, seed: int, workers: int) -> int:
     """Return how many examples, at most ``size``, go into a batch without a text twice, whatever order they are drawn in."""
     from sentence_transformers.base.data_collator import DEFAULT_LABEL_COLUMNS
 
-    if len(part) >= _LOOKED * size:
-        return size
-    rows = list(zip(*(part[name] for name in part.column_names if name not in DEFAULT_LABEL_COLUMNS), strict=True))
+    columns = [name for name in part.column_names if name not in DEFAULT_LABEL_COLUMNS]
     for turn in range(_TRIES):
         held: set[Any] = set()
         taken = 0
-        for i in np.random.default_rng([seed, turn]).permutation(len(rows)):
+        looked = part[np.random.default_rng([seed, turn]).permutation(len(part))[: _LOOKED * size].tolist()]
+        for row in zip(*(looked[name] for name in columns), strict=True):
             if taken == size:
                 break
-            texts = set(map(str, rows[i]))
+            texts = set(map(str, row))
             if not texts & held:
                 held |= texts
                 taken += 1
         size = taken // workers * workers
     if size < max(2, workers):
-        raise InputError(_alike(max(2, workers), len(rows)))
+        raise InputError(_alike(max(2, workers), len(part)))
     return size
 
 

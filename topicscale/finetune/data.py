@@ -13,6 +13,7 @@ from typing import Any, get_args
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from topicscale import storage
 from topicscale.config import Config, InputConfig
 from topicscale.errors import ConfigError, InputError
 from topicscale.finetune.recipe import COLUMNS, NLI, Kind
@@ -95,6 +96,8 @@ def read(
         raise ConfigError(f"score_range must be two numbers, the lower one first. Got {list(score_range)} instead.")
     options = dict(reader or {})
     named = Config.from_dict({"input": {"format": options.pop("format", "auto")}}).input.format
+    if (far := next((path for path in paths if storage.address(path) is not None), None)) is not None:
+        raise InputError(f"Labelled input must be on this machine. Got {far!r} instead: download it first.")
     plan = inspect(InputConfig(paths=tuple(paths), format=named, text_column=(), options=options))
     if not plan.columns:
         raise InputError(f"Labelled input must be on this machine. Got {plan.paths[0]!r} instead: download it first.")

@@ -193,8 +193,10 @@ def _part(given: Any, where: str) -> tuple[Part, dict[str, Any]]:
             hint = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(known)}."
             raise ConfigError(f"{where}: the recipe {found.name} has no key {key!r}. {hint}")
     paths = source.get("input", ())
+    if not isinstance(paths, (str, list, tuple)) or not all(isinstance(path, str) for path in paths):
+        raise ConfigError(f"{where}.input must be a path or a list of paths. Got {paths!r} instead.")
     limits = source.get("score_range")
-    if limits is not None and (not isinstance(limits, (list, tuple)) or len(limits) != 2):
+    if limits is not None and (not isinstance(limits, (list, tuple)) or len(limits) != 2 or not all(map(_is_number, limits))):
         raise ConfigError(f"{where}.score_range must be two numbers, the lowest and the highest score. Got {limits!r} instead.")
     part = Part(
         found,
@@ -205,6 +207,10 @@ def _part(given: Any, where: str) -> tuple[Part, dict[str, Any]]:
         None if limits is None else (float(limits[0]), float(limits[1])),
     )
     return part, settings
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:
@@ -220,7 +226,9 @@ def _number(value: Any, key: str, where: str) -> Any:
         if value not in ("mean", "max", "cls"):
             raise ConfigError(f"{where}.pooling must be mean, max or cls. Got {value!r} instead.")
         return value
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = _is_number(value)
+    if number and key in ("batch_size", "max_steps") and float(value).is_integer():
+        value = int(value)  # 1e3
     if key == "warmup":
         if not number or not 0 <= value < 1:
             raise ConfigError(f"{where}.warmup must be at least 0 and below 1, a share of the steps. Got {value!r} instead.")

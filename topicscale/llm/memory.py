@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from topicscale.config import LlmConfig
-from topicscale.errors import ResourceError
+from topicscale.errors import ModelError, ResourceError
 from topicscale.llm.backend import Batch
 from topicscale.llm.models import CONTEXT, ResolvedLlm, backend, computed_in, folder
 
