@@ -525,10 +525,9 @@ def _ui(options: argparse.Namespace) -> Any:
 
 
 def _complain(options: argparse.Namespace, error: object, code: int) -> int:
-    if options.json:
-        print(json.dumps({"error": str(error), "kind": type(error).__name__, "exit_code": code}), file=sys.stderr)
-    else:
-        print(f"error: {error}", file=sys.stderr)
+    told = {"error": str(error), "kind": type(error).__name__, "exit_code": code}
+    with contextlib.suppress(BrokenPipeError):
+        print(json.dumps(told) if options.json else f"error: {error}", file=sys.stderr)
     return code
 
 

@@ -128,6 +128,8 @@ def test_what_models_cannot_be_judged_by(arguments, hint, tickets) -> None:
         ([], "--store"),
         (["--store", "nowhere/"], "--topics-only"),
         (["--model", "all-MiniLM-L6-v2", "--topics-only"], "--topics-only"),
+        (["--model", "all-MiniLM-L6-v2", "--min-document-frequency", "20"], "--min-document-frequency"),
+        (["--store", "nowhere/", "--topics-only", "--formats", "bf16"], "--formats"),
         (["--model", "all-MiniLM-L6-v2", "--formats", "fp32,gguf"], "gguf"),
         (["--model", "./no/such/model"], "no/such/model"),
         (["--model", "all-MiniLM-L6-v2", "--reference", "nowhere.csv"], "nowhere.csv"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 
 import pyarrow as pa
@@ -121,3 +122,29 @@ def test_status_takes_nothing_for_done_that_is_to_be_done_again(tmp_path) -> Non
     log("embed", "done", "b")
     log("cluster", "done", "a")
     assert counts() == {"embed": (2, 0), "cluster": (1, 1), "assign": (0, 2)}
+
+
+class Gone(io.StringIO):
+    """A stream whose reader has left."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+def test_a_reader_that_leaves_ends_no_job_and_hides_no_failure(tmp_path, monkeypatch) -> None:
+    done = []
+
+    def forget(*_: object, ui: Ui, **__: object) -> dict[str, object]:
+        ui.log("stage", "half way")
+        done.append(True)
+        raise BrokenPipeError(32, "Broken pipe")  # an engine's
+
+    monkeypatch.setattr("jobs.forget.forget", forget)
+    monkeypatch.setattr("sys.stderr", Gone())
+    ids = tmp_path / "ids.txt"
+    ids.write_text("a\n")
+    assert cli.main(["forget", "--ids", str(ids), "--store", str(tmp_path), "--json"]) == cli.FAILED
+    assert done == [True]
+    monkeypatch.setattr("sys.stdout", Gone())
+    monkeypatch.setattr("jobs.topics.topics", lambda *_, **__: [])
+    assert cli.main(["topics", "--store", str(tmp_path)]) == cli.DONE

@@ -251,6 +251,12 @@ def test_what_cannot_be_had_is_said_and_given_up(cluster, source, tmp_path) -> N
         (["label", "--store", "/s", "--set", "llm.api_key=t"], "llm.api_key"),
         (["label", "--store", "/s", "--config", "/nowhere.yaml"], "/nowhere.yaml"),
         (["report", "--store", "/s", "--output", "report.html"], "--output must be an absolute path"),
+        (["report", "--store", "/s", "--output", "s3://b/report.html"], "a file of the cluster's machines"),
+        (["diff", "--from", "s@1", "--to", "/s@2"], "--from must be an absolute path"),
+        (["evaluate", "--model", "m", "--task", "sts=pairs.csv"], "--task must be an absolute path"),
+        (["evaluate", "--model", "tests", "--task", "sts=/pairs.csv"], "--model must be a name or an absolute path"),
+        (["run", "--input", "/a.csv", "--store", "/s", "--set", "embedding.model=tests/"], "embedding.model must be a name or an absolute"),
+        (["label", "--store", "/s", "--set", "llm.request={extra_body: {api_key: k}}"], "llm.request.extra_body.api_key"),
         (["run", "--input", "/a.csv", "--store", "/s", "--ray", "http://127.0.0.1:9"], "cannot be reached"),
     ],
 )

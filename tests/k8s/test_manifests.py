@@ -388,6 +388,7 @@ def test_the_readme_s_own_overlay_renders(tmp_path) -> None:
     assert images == {"example.com/team/topicscale-ray:0.1.0", "example.com/team/topicscale-spark:0.1.0"}
     (job,) = [document for document in documents if document["kind"] == "RayJob"]
     assert "--store s3://mine/topics" in job["spec"]["entrypoint"]
+    assert job["spec"]["metadata"] == {"topicscale": "rayjob", "command": "run", "store": "s3://mine/topics"}
     (config,) = [document["data"]["job.yaml"] for document in documents if document["metadata"]["name"] == "topicscale-job"]
     assert "mine.csv" in config
 

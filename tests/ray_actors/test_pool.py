@@ -287,3 +287,12 @@ def test_workers_that_are_ended_before_they_began_give_their_processors_back(ray
         assert pool.call("double", value=2) == 4
     finally:
         pool.close()
+
+
+@pytest.mark.parametrize(("visible", "expected"), [(None, 2), ("", 0), ("-1", 0), ("1", 1), ("0,1,2", 2)])
+def test_gpus_that_were_hidden_are_not_counted(visible, expected, monkeypatch) -> None:
+    monkeypatch.setattr("os.listdir", lambda _: ["null", "nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert runtime._local_gpus() == expected

@@ -251,6 +251,13 @@ def test_a_column_makes_one_partition_a_value_and_pieces_of_a_large_one(spark, t
     assert "site-name-null" in {p.partition_id for p in result.partitions}
 
 
+def test_a_number_divides_as_people_write_it(spark, tmp_path):
+    path = tmp_path / "years.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"t{i}", "year": year}) for i, year in enumerate([2020, 12345678, 1.5, None])))
+    result, _, _ = _run(spark, tmp_path, path, partition__column="year")
+    assert {p.value for p in result.partitions} == {"2020", "12345678", "1.5", None}
+
+
 def test_partitions_are_bounded_by_characters_too(spark, tmp_path):
     path = tmp_path / "long.jsonl"
     rows = [{"text": f"{i} " + "long text " * 100, "site": "large"} for i in range(40)] + [

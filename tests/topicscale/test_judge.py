@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from jobs import judge as jobs
 from tests.topicscale.stores import site
 from topicscale.config import Config, EmbeddingConfig, fingerprint, load
 from topicscale.embedding import Embedder
-from topicscale.errors import InputError, RequestError
+from topicscale.errors import InputError, ModelError, RequestError
 from topicscale.judge import task as tasks
 from topicscale.judge.classification import classification
 from topicscale.judge.clustering import clustering
@@ -346,3 +347,13 @@ def test_stsb_of_the_packaged_model():
     embedder = Embedder(EmbeddingConfig(), threads=1)
     found = ready.run(lambda texts: embedder.encode(texts).vectors)
     assert found["spearman"] == pytest.approx(0.8672, abs=2e-3)
+
+
+def test_a_model_whose_training_diverged_is_named(monkeypatch):
+    """It is kept, and can be judged by its folder."""
+    model = resolve("all-MiniLM-L6-v2")
+    monkeypatch.setattr(
+        "topicscale.embedding.Embedder.encode", lambda *_, **__: SimpleNamespace(vectors=np.full((2, 3), np.nan, np.float32))
+    )
+    with pytest.raises(ModelError, match="'all-MiniLM-L6-v2' are not finite"):
+        jobs.encoder(model)(["a", "b"])

@@ -12,6 +12,7 @@ from topicscale.config import LlmConfig
 from topicscale.errors import ModelError
 from topicscale.llm.backend import Answer, Ask, Batch
 from topicscale.llm.local import Local
+from topicscale.llm.memory import size
 from topicscale.llm.models import PACKAGED, backend, check, folder, resolve
 
 NAME = next(iter(PACKAGED))
@@ -118,6 +119,14 @@ def test_wrong_models_are_refused(tmp_path) -> None:
     (model / "config.json").write_text(json.dumps({**settings, "architectures": ["BertModel"]}))
     with pytest.raises(ModelError, match="BertModel"):
         resolve(str(model))
+    (model / "config.json").write_text(
+        json.dumps({**settings, "architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True})
+    )
+    with pytest.raises(ModelError, match="an encoder and a decoder"):
+        resolve(str(model))
+    (model / "config.json").write_text(json.dumps({**settings, "model_type": "of-next-year"}))
+    with pytest.raises(ModelError, match="of-next-year"):
+        size(resolve(str(model)), LlmConfig(model=str(model)))
     (model / "config.json").write_text(json.dumps({**settings, "auto_map": {"AutoModelForCausalLM": "mine.Model"}}))
     with pytest.raises(ModelError, match="code of its own"):
         resolve(str(model))

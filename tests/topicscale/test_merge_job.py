@@ -9,12 +9,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from jobs import cli
 from jobs.export import export
 from jobs.merge import describe, merge
+from tests.topicscale.leaks import leaked
 from tests.topicscale.sites import documents, write
-from topicscale import federate
-from topicscale.config import TermsConfig, fingerprint
-from topicscale.errors import RequestError
+from topicscale import TopicModel, federate
+from topicscale.config import Config, TermsConfig, fingerprint
+from topicscale.errors import RequestError, StoreError
 from topicscale.store import Store
 from topicscale.tables import TABLES
 
@@ -107,3 +109,51 @@ def test_an_export_goes_by_the_name_it_is_given(tmp_path) -> None:
     # a merge of several sites keeps their names
     again = merge([f"europe={tmp_path / 'all'}"], tmp_path / "next", similarity=0.5)
     assert sorted(site["site"] for site in again["by_site"]) == ["berlin", "store"]
+
+
+def test_a_merge_of_exports_knows_how_its_vectors_are_made(tmp_path) -> None:
+    """What its vectors come from leaves with an export: neither a folder nor a column, which are nobody else's."""
+
+    def of(name: str, **changed) -> Config:
+        store = write(tmp_path / name, documents({0: 30, 1: 20}))
+        last = store.snapshots()[-1]
+        told = {**last.configuration, **changed}
+        leaves = store.read("site_topics")
+        model = pa.array(["BAAI/bge-small-en-v1.5"] * len(leaves))
+        leaves = leaves.set_column(leaves.schema.get_field_index("embedding_model"), "embedding_model", model)
+        store.replace("site_topics", leaves, stage="publish", unit_fingerprint=fingerprint(name))
+        store.publish(configuration=told, summary=last.summary, unit_fingerprint=fingerprint(name, told))
+        export(store.uri, tmp_path / f"{name}-out", site=name)
+        merge([tmp_path / f"{name}-out"], tmp_path / f"{name}-all")
+        assert leaked(tmp_path / f"{name}-out", {"/srv/models", "letter_vector"}) == []
+        return Config.from_dict(Store(tmp_path / f"{name}-all").pin().configuration)
+
+    how = {"model": "/srv/models/bge", "prompt": "query: ", "max_tokens": 64, "dtype": "bfloat16"}
+    found = of("asked", embedding=how)
+    assert (found.embedding.model, found.embedding.prompt, found.embedding.max_tokens) == ("BAAI/bge-small-en-v1.5", "query: ", 64)
+    assert (found.embedding.dtype, found.input.embedding_column) == ("auto", None)
+    found = of("whole", embedding=how | {"dtype": "int8", "backend": "onnx"})
+    assert (found.embedding.dtype, found.embedding.backend) == ("int8", "onnx")
+    assert of("given", input={"embedding_column": "letter_vector"}).input.embedding_column == "embedding"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["topics", "--store"],
+        ["report", "--output", "r.html", "--store"],
+        ["label", "--store"],
+        ["evaluate", "--store"],
+        ["diff", "--to", "x", "--from"],
+    ],
+)
+def test_an_export_is_for_a_merge(command, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "site", documents({0: 30, 1: 20}))
+    export(tmp_path / "site", tmp_path / "out")
+    assert cli.main([*command, str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "is an export of a store" in said
+    assert f"topicscale merge --inputs {tmp_path / 'out'}" in said
+    with pytest.raises(StoreError, match="is an export"):
+        TopicModel.load(tmp_path / "out")

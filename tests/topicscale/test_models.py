@@ -12,7 +12,7 @@ import pytest
 
 from topicscale.config import EmbeddingConfig
 from topicscale.errors import ModelError
-from topicscale.models import check, embedding_space, resolve
+from topicscale.models import check, embedding_space, positions, resolve, told
 
 
 @pytest.fixture
@@ -83,3 +83,75 @@ def test_space_depends_on_what_changes_vectors():
     assert plain == embedding_space(EmbeddingConfig(dtype="float32")) == embedding_space(EmbeddingConfig(batch_tokens=512))
     others = [EmbeddingConfig(max_tokens=64), EmbeddingConfig(prompt="query: "), EmbeddingConfig(backend="onnx", dtype="int8")]
     assert len({plain, *map(embedding_space, others)}) == 4
+
+
+@pytest.fixture
+def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A local cache of the hub, which cannot be reached, with one model in it; returns its snapshot."""
+    repository = tmp_path / "hub" / "models--sentence-transformers--paraphrase-MiniLM-L3-v2"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc")
+    (repository / "snapshots").mkdir()
+    shutil.move(folder, repository / "snapshots" / "abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return repository / "snapshots" / "abc"
+
+
+def test_a_short_name_is_sentence_transformers_own(hub: Path):
+    assert resolve("paraphrase-MiniLM-L3-v2").path == resolve("sentence-transformers/paraphrase-MiniLM-L3-v2").path == hub
+    with pytest.raises(ModelError, match="'paraphrase-MiniLM-L99-v2' is no folder, is not in the local cache"):
+        resolve("paraphrase-MiniLM-L99-v2")
+
+
+def test_what_may_be_a_part_of_a_model_is_asked_of_the_hub(hub: Path, monkeypatch: pytest.MonkeyPatch):
+    """Without modules.json a model of sentence-transformers would be pooled otherwise: transformers alone fetches it so."""
+    asked = []
+
+    def fetch(name: str, **options: object) -> str:
+        if options.get("local_files_only"):
+            return str(hub)
+        asked.append(name)
+        (hub / "modules.json").write_bytes(modules)
+        return str(hub)
+
+    modules = (hub / "modules.json").read_bytes()
+    (hub / "modules.json").unlink()
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert resolve("BAAI/some-model").path == hub
+    assert asked == ["BAAI/some-model"]
+    assert resolve("BAAI/some-model").path == hub
+    assert asked == ["BAAI/some-model"], "it is whole now"
+
+
+def test_what_changes_no_vector_changes_no_revision(folder: Path):
+    """One site's cache holds what sentence-transformers fetched, another's the whole repository."""
+    whole = resolve(str(folder)).revision
+    (folder / "data_config.json").unlink(missing_ok=True)
+    (folder / "unigram.json").write_text("{}")
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "config.json").write_text("{}")
+    assert resolve(str(folder)).revision == whole
+    for changed in ("1_Pooling/config.json", "tokenizer.json"):
+        with (folder / changed).open("a") as file:
+            file.write(" ")
+        assert resolve(str(folder)).revision != whole
+        whole = resolve(str(folder)).revision
+
+
+def test_tokens_up_to_the_positions_are_taken_and_positions_are_counted_as_the_model_does(folder: Path):
+    from topicscale.embedding import Embedder
+
+    text = " ".join(f"word{i}" for i in range(400))
+    short, long = (Embedder(EmbeddingConfig(max_tokens=tokens), threads=1) for tokens in (None, 512))
+    assert (short.max_tokens, long.max_tokens) == (256, 512)
+    assert float(short.encode([text]).vectors[0] @ long.encode([text]).vectors[0]) < 0.9999
+    assert positions({"model_type": "xlm-roberta", "max_position_embeddings": 514}) == 512
+    assert positions({"model_type": "t5"}) is None
+
+
+def test_a_name_is_told_and_no_path(folder: Path):
+    assert told("sentence-transformers/all-MiniLM-L6-v2") == "all-MiniLM-L6-v2"
+    assert told("BAAI/bge-small-en-v1.5") == "BAAI/bge-small-en-v1.5"
+    assert (told(str(folder)), told("~/private/mine"), told("./mine")) == ("model", "mine", "mine")

@@ -1,5 +1,7 @@
 """Input columns with the names that results have: they are kept beside the results, and never in place of them."""
 
+import shutil
+
 import pyarrow as pa
 import pytest
 from deltalake import write_deltalake
@@ -49,3 +51,23 @@ def test_labels_may_be_in_a_column_called_topic_id(store) -> None:
 def test_a_column_without_labels_is_refused(store) -> None:
     with pytest.raises(RequestError, match="holds none"):
         evaluate(store, labels="none")
+
+
+def test_an_aspects_name_hides_no_column_and_its_weights_are_told(store, tmp_path) -> None:
+    shutil.copytree(store, tmp_path / "copy")
+    copy = Store(tmp_path / "copy")
+    last = copy.snapshots()[-1]
+    rows = [
+        {"topic_id": 0, "aspect": "Count", "label": "", "terms": ["cost", "fee"], "status": "ok", "detail": '{"weights": [0.5, 0.25]}'},
+        {"topic_id": 0, "aspect": "mmr", "label": "", "terms": ["cost"], "status": "ok", "detail": ""},
+    ]
+    copy.replace(
+        "topic_labels", pa.Table.from_pylist(rows, schema=TABLES["topic_labels"].schema), stage="t", unit_fingerprint=fingerprint("b")
+    )
+    copy.publish(configuration=last.configuration, summary=last.summary, unit_fingerprint=fingerprint("b"))
+    model = TopicModel.load(tmp_path / "copy")
+    info = model.get_topic_info()
+    assert (info["Count"].tolist(), info["Count_aspect"].tolist()) == ([2, 1], [["cost", "fee"], []])
+    assert model.get_document_info()["Count"].tolist()[0] == ["cost", "fee"]
+    assert model.get_topic(0, full=True)["Count"] == [("cost", 0.5), ("fee", 0.25)]
+    assert model.get_topic(0, full=True)["mmr"] == [("cost", 1.0)]

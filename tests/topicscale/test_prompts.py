@@ -406,3 +406,11 @@ def test_a_prompt_is_never_over_the_limit(documents, keywords, rivals, limit, co
         return
     assert counter(text) == tokens <= limit
     assert (text, tokens) == fit(ask, template, lambda m: render(m, "plain"), counter, limit)
+
+
+def test_a_system_prompt_may_be_a_file(tmp_path) -> None:
+    file = _file(tmp_path / "system.txt", "\ufeffBe brief.\n".encode())
+    assert load(LlmConfig(system_prompt=file)).system == load(LlmConfig(system_prompt="Be brief. ")).system == "Be brief."
+    assert load(LlmConfig(system_prompt="")).system == ""
+    with pytest.raises(ConfigError, match=r"llm\.system_prompt must be .* is not UTF-8"):
+        load(LlmConfig(system_prompt=_file(tmp_path / "latin.txt", b"\xe9")))

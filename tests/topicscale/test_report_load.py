@@ -79,8 +79,8 @@ def store(tmp_path_factory):
                 ("r1", "ingest", None, "done"),
                 ("r1", "embed", "site-a", "done"),
                 ("r2", "embed", "site-a", "failed"),
-                ("r2", "embed", "site-a", "done"),
-                ("r2", "embed", "site-b", "done"),
+                ("r2", "embed", "site-gone", "done"),
+                ("r3", "embed", "site-b", "done"),
             ]
         )
     ]
@@ -122,7 +122,7 @@ def test_quarantine_and_timings(store):
     data = load(Store(store))
     assert data.quarantine == {"empty": 2, "bad_row": 1}
     assert [row.reason for row in data.quarantine_examples] == ["bad_row", "empty", "empty"]
-    # each stage's last run, failed units aside
+    # what each unit last took, whichever run did it, failed ones aside
     assert [(t.stage, t.units, t.rows, t.seconds) for t in data.timings] == [("ingest", 1, 20, 1.5), ("embed", 2, 40, 3.0)]
 
 

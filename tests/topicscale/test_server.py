@@ -347,6 +347,8 @@ def test_bodies_that_end_in_other_ways_are_whole(served: Scripted):
         (said(5, finish_reason=None), "no text"),
         ({"choices": [{"message": None}]}, "no text"),
         ({"choices": [{}]}, "no text"),
+        (said(""), "the answer is empty"),
+        (said(" \n", finish_reason="length"), "llm.max_new_tokens, which should be larger"),
         (said("something", finish_reason="content_filter"), "refused by the server's filter"),
         (said(None, finish_reason="content_filter"), "refused by the server's filter"),
         (said(f"my key is {KEY}!"), "repeats the server's key"),

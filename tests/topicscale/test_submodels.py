@@ -11,6 +11,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from umap import UMAP
 
 from topicscale import TopicModel
+from topicscale.config import load
 from topicscale.errors import RequestError
 from topicscale.submodels import configuration
 
@@ -47,6 +48,7 @@ def test_sizes_that_were_given_are_kept(algorithm, params) -> None:
         (CountVectorizer(max_features=1000), None, "max_features"),
         (CountVectorizer(strip_accents="unicode"), None, "strip_accents"),
         (CountVectorizer(tokenizer=str.split), None, "tokenizer"),
+        (CountVectorizer(binary=True), None, "binary"),
         (None, ClassTfidfTransformer(seed_words=["oil"]), "seed_words"),
     ],
 )
@@ -73,3 +75,29 @@ def test_an_objects_parameters_are_all_it_has() -> None:
 def test_a_number_that_is_to_be_found_is_not_the_configurations() -> None:
     assert TopicModel(config={"topics": {"number": 50}}, nr_topics="auto").config.topics.number is None
     assert TopicModel(config={"topics": {"number": 50}}).config.topics.number == 50
+
+
+def test_languages_give_way_to_what_is_given(tmp_path) -> None:
+    chosen = {"terms": {"stop_words": ["der", "die"]}, "embedding": {"model": "BAAI/bge-m3"}}
+    file = tmp_path / "mine.yaml"
+    file.write_text("terms: {stop_words: [der, die]}\nembedding: {model: BAAI/bge-m3}\n")
+    for language in ("multilingual", "english", None):
+        for config in (chosen, file, load(values=chosen)):
+            found = TopicModel(language=language, config=config).config
+            assert (found.embedding.model, found.terms.stop_words) == ("BAAI/bge-m3", ("der", "die"))
+    plain = TopicModel(language="multilingual").config
+    assert (plain.embedding.model.rpartition("/")[2], plain.terms.stop_words) == ("paraphrase-multilingual-MiniLM-L12-v2", None)
+    assert TopicModel(language="multilingual", embedding_model="all-MiniLM-L6-v2").config.embedding.model == "all-MiniLM-L6-v2"
+
+
+def test_a_loaded_model_is_known_by_its_folder_unless_it_was_trained(tmp_path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    from topicscale.models import resolve
+
+    folder = str(resolve("all-MiniLM-L6-v2").path)
+    model = SentenceTransformer(folder, local_files_only=True)
+    assert TopicModel(embedding_model=model).config.embedding.model == folder
+    model.model_card_data.training_logs.append({"Step": 1, "Training Loss": 0.5})
+    with pytest.raises(RequestError, match="trained in this process"):
+        TopicModel(embedding_model=model)
