@@ -12,9 +12,11 @@ from jobs import cli
 from jobs.engines import Engines
 from jobs.job import Job, Partition
 from jobs.progress import Ui
-from jobs.stages import cluster, embed, publish
+from jobs.stages import cluster, embed, publish, represent
 from jobs.status import status
 from topicscale.config import Config, load
+from topicscale.errors import RequestError
+from topicscale.represent.steps import parse
 from topicscale.store import Store
 from topicscale.tables import TABLES
 
@@ -148,3 +150,12 @@ def test_a_reader_that_leaves_ends_no_job_and_hides_no_failure(tmp_path, monkeyp
     monkeypatch.setattr("sys.stdout", Gone())
     monkeypatch.setattr("jobs.topics.topics", lambda *_, **__: [])
     assert cli.main(["topics", "--store", str(tmp_path)]) == cli.DONE
+
+
+def test_words_are_compared_with_vectors_of_their_own_model_alone() -> None:
+    """Of vectors that came with the documents it is not known: said before anything is started."""
+    given = load(values={"input": {"embedding_column": "v"}})
+    with pytest.raises(RequestError, match="Take mmr or llm"):
+        represent.check(given, parse({"words": ["mmr", "keybert"]}))
+    represent.check(given, parse({"words": "mmr"}))
+    represent.check(Config(), parse({"words": "keybert"}))

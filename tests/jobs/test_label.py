@@ -230,6 +230,11 @@ def test_run_and_update_describe_what_is_new(source, tmp_path, spark, ray_layout
         added = update([str(sport)], store, ui=QUIET)
         assert added["new_topics"]
         fresh = server.prompts[first:]
+    # the server is gone: a batch does not wait for it
+    more = [(f"more-{i}", text, theme) for i, text, theme in corpus.rows(seed=8)[::6]]
+    late = update([str(corpus.write_csv(tmp_path / "more.csv", more))], store, ui=QUIET)
+    assert late["documents"] == len(more)
+    assert late["generation"] > added["generation"]
     assert fresh
     assert all(about(prompt) == "All about football" for prompt in fresh), "only new topics are asked about"
     after, topics = labels_of(store), topics_of(store)

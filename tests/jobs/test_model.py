@@ -92,8 +92,9 @@ def test_precomputed_vectors_from_an_array(fitted, tmp_path) -> None:
     centres = rng.normal(size=(4, 32))
     kind = np.arange(200) % 4
     vectors = centres[kind] + 0.1 * rng.normal(size=(200, 32))
-    model = TopicModel(min_topic_size=8, store=tmp_path / "store")
+    model = TopicModel(min_topic_size=8, representation_model="mmr", store=tmp_path / "store")  # words beside words, whatever the vectors
     topics, _ = model.fit_transform([f"text number {i} of kind {k}" for i, k in enumerate(kind)], embeddings=vectors)
+    assert "mmr" in model.get_topic(0, full=True)
     assert len(set(topics) - {-1}) >= 4
     assert all(len({k for k, found in zip(kind, topics, strict=True) if found == topic}) == 1 for topic in set(topics) - {-1})
     assert model.transform(["x"], embeddings=vectors[:1])[0] == topics[:1]
