@@ -103,10 +103,10 @@ def configuration(options: argparse.Namespace) -> Config:
     return load(file=options.config, overrides=options.set, values=chosen)
 
 
-def _say(text: str, *, end: str = "\n") -> None:
-    """Print a result. A reader that has left (``| head``) is no failure: what was to be done is done."""
+def _say(text: str, *, end: str = "\n", file: Any = None) -> None:
+    """Print. A reader that has left (``| head``) is no failure: what is to be done is done."""
     with contextlib.suppress(BrokenPipeError):
-        print(text, end=end)
+        print(text, end=end, file=file, flush=file is not None)
 
 
 def _tell(options: argparse.Namespace, found: Any, describe: Callable[[Any], str]) -> None:
@@ -147,7 +147,7 @@ def _ended(result: Any, options: argparse.Namespace) -> int:
         _say(f"Next: topicscale topics --store {options.store}   or   topicscale report --store {options.store} --output report.html")
     for stage, units in () if options.json else result.failed.items():  # there they are in the result
         for partition_id, error in sorted(units.items()):
-            print(f"failed: {stage} of partition {partition_id}: {error}", file=sys.stderr)
+            _say(f"failed: {stage} of partition {partition_id}: {error}", file=sys.stderr)
     return FAILED if result.failed else DONE
 
 
@@ -251,7 +251,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _judge(options: argparse.Namespace) -> int:
     from jobs.judge import describe, judge
 
-    said = None if options.json else lambda line: print(line, file=sys.stderr, flush=True)
+    said = None if options.json else lambda line: _say(line, file=sys.stderr)
     with contextlib.redirect_stdout(sys.stderr):  # deepspeed and others log to the standard output, which is for the result
         found = judge(options.model, options.task, store=options.store, labels=options.labels, progress=said)
     _tell(options, found, describe)
@@ -394,7 +394,7 @@ def _export_model(options: argparse.Namespace) -> int:
 
     if options.topics_only or options.site is not None or options.min_document_frequency is not None:
         raise RequestError("--topics-only, --site and --min-document-frequency are for the topics of a store. Leave them out with --model.")
-    said = None if options.json else lambda line: print(line, file=sys.stderr, flush=True)
+    said = None if options.json else lambda line: _say(line, file=sys.stderr)
     chosen = "fp32,bf16,onnx,onnx-int8" if options.formats is None else options.formats
     formats = [name.strip() for name in chosen.split(",") if name.strip()]
     with contextlib.redirect_stdout(sys.stderr):
@@ -426,6 +426,16 @@ def _submit(options: argparse.Namespace) -> int:
     return _follow(job, address, options)
 
 
+def _paths(option: str, given: str) -> list[str]:
+    """Return the paths in what an option was given: NAME=PATH of inputs, KIND=PATH,PATH:COLUMNS of tasks."""
+    if option == "inputs":
+        return [given.partition("=")[2] or given]
+    if option != "task":
+        return [given]
+    told = given.partition("=")[2]
+    return [] if not told else [told] if "://" in told else told.partition(":")[0].split(",")
+
+
 def _submission(options: argparse.Namespace) -> Any:
     from jobs.submit import Submission, runtime_env
 
@@ -434,28 +444,27 @@ def _submission(options: argparse.Namespace) -> Any:
         raise RequestError(f"submit must be given a command of topicscale, such as run. Got {' '.join(options.sent) or 'none'} instead.")
     wanted = parser().parse_args(command)  # what is wrong with the command is said here and now
     # a model's name in the store is no path
-    files = ["ids", "reference", *(["output"] if wanted.command != "finetune" or wanted.store is None else [])]
-    for name in ("store", "input", "inputs", "from", "to", "task", *files):
+    files = ["ids", "reference", "task", *(["output"] if wanted.command != "finetune" or wanted.store is None else [])]
+    files += ["input"] if wanted.command == "finetune" else []
+    for name in ("store", "input", "inputs", "from", "to", *files):
         given = getattr(wanted, name, None) or []
         for path in [given] if isinstance(given, str) else given:
-            bare = path.partition("=")[2] or path if name == "inputs" else path
-            if name == "task":  # sts=FILE:columns, classification=FILE,FILE
-                bare = path.partition("=")[2] or os.sep
-            if "://" not in bare and not os.path.isabs(bare):
-                raise RequestError(f"--{name} must be an absolute path or an address, as it is the cluster's. Got {path!r} instead.")
-            if "://" in bare and name in files:
-                raise RequestError(f"--{name} must be an absolute path: it is a file of the cluster's machines. Got {path!r} instead.")
-    models = getattr(wanted, "model", None) or []
-    named = {"--model": [models] if isinstance(models, str) else models}
+            for bare in _paths(name, path):
+                if "://" not in bare and not os.path.isabs(bare):
+                    raise RequestError(f"--{name} must be an absolute path or an address, as it is the cluster's. Got {path!r} instead.")
+                if "://" in bare and name in files:
+                    raise RequestError(f"--{name} must be an absolute path: it is a file of the cluster's machines. Got {path!r} instead.")
+    named = {f"--{option}": getattr(wanted, option, None) or [] for option in ("model", "base")}
     if wanted.command == "run":
-        named["embedding.model"] = [configuration(wanted).embedding.model]
+        named["embedding.model"] = configuration(wanted).embedding.model
     elif getattr(wanted, "config", None) is not None or getattr(wanted, "set", None):
-        load(file=getattr(wanted, "config", None), overrides=getattr(wanted, "set", []))
+        chosen = load(file=getattr(wanted, "config", None), overrides=getattr(wanted, "set", []))
+        named["embedding.model"] = chosen.embedding.model
     for option, names in named.items():
-        if folder := next((name for name in names if os.path.isdir(name) and not os.path.isabs(name)), None):
-            raise RequestError(
-                f"{option} must be a name or an absolute path, as it is the cluster's. Got {folder!r}, a folder here, instead."
-            )
+        for name in [names] if isinstance(names, str) else names:
+            # what is in the folder that goes along is there, and a name alone may be the store's
+            if options.working_dir is None and os.sep in name and os.path.isdir(name) and not os.path.isabs(name):
+                raise RequestError(f"{option} must be a name or an absolute path, as it is the cluster's. Got the folder {name!r} instead.")
     if wanted.storage is not None:
         load(file=wanted.storage)
     if "token=" in (options.spark or ""):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -317,7 +318,7 @@ def _configuration(opened: Sequence[Input], spaces: Mapping[str, str]) -> Config
 
 def _needs(model: str) -> int:
     """Return by how much it takes to find a model here: nothing, the hub, a name that a folder had elsewhere."""
-    if model.removeprefix("sentence-transformers/") in PACKAGED or Path(model).expanduser().is_dir():
+    if model.removeprefix("sentence-transformers/") in PACKAGED or os.path.isdir(os.path.expanduser(model)):
         return 0
     return 1 if "/" in model and not model.startswith((".", "~", "/")) else 2
 

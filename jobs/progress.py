@@ -57,6 +57,13 @@ class Bar:
             self._ui.log("progress", f"{self.stage}: {self._shown:,}{of} {self.unit}, {speed}/s{left}", stage=self.stage, rows=self._shown)
 
 
+class _Console(Console):
+    """A console whose reader may leave without ending the job."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class Ui:
     """Where messages go: always the error stream, so that results alone are on the standard output.
 
@@ -68,7 +75,7 @@ class Ui:
 
     def __init__(self, mode: Literal["auto", "json", "quiet"] = "auto") -> None:
         self.mode = mode
-        self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._console = _Console(file=sys.stderr, highlight=False, soft_wrap=True)
         self.bars = Progress(
             TextColumn("{task.description:<10}"),
             BarColumn(),

@@ -75,10 +75,13 @@ def update(paths: Sequence[str], store: str | Path, *, overrides: Sequence[str] 
         # a batch does not wait for a language model: what describes its topics can be made later
         plan = validate(dataclasses.replace(config, represent=dataclasses.replace(config.represent, aspects={})), target.uri)
         undescribed = _fault(config, aspects)
+        if undescribed is not None and any(item.startswith("llm.") for item in overrides):
+            raise RequestError(undescribed)  # that is this command's own
         if config.input.embedding_column is None and embedding_space(config.embedding) != base.summary["space"]:
             raise RequestError(
                 f"The embedding model {config.embedding.model!r} is another than the one that this store's topics were found with: its "
-                f"files have changed since. Put them back, or fit all documents with it: topicscale update --refit --store {target.uri}"
+                "files have changed since, or an earlier topicscale wrote the store. Put them back, or fit all documents with it: "
+                f"topicscale update --refit --store {target.uri}"
             )
         reader, target = target, Store(store)  # the one reads the base generation, the other what is newest
         batches = reader.read("batches").to_pylist() if "batches" in base.versions else []
@@ -87,15 +90,17 @@ def update(paths: Sequence[str], store: str | Path, *, overrides: Sequence[str] 
             how = {**dataclasses.asdict(config.input), "paths": None, "max_quarantine": None}
             fp = job.print_of("batch", number, base.generation, plan.fingerprint, how)
             found = _batch(job, base, batches, number, plan, fp)
+            failed = False
             if aspects and undescribed is None:
                 # all that have none: what an update could not do, or was stopped before it did, the next one does
                 try:
                     snapshot = represent.represent(job, target.snapshots()[-1], aspects=aspects, missing=True).snapshot
                     found["generation"] = snapshot.generation
                 except (JobFailed, RequestError) as error:
-                    undescribed = str(error)
-            if undescribed is not None:
-                ui.log("warning", f"The batch is added; new topics have no descriptions yet (`topicscale label`): {undescribed}")
+                    undescribed, failed = str(error), True
+            if undescribed is not None and (found["new_topics"] or failed):
+                how = f"topicscale label --only-unlabelled --store {target.uri}"
+                ui.log("warning", f"The batch is added; new topics have no descriptions yet (`{how}`): {undescribed}")
     return {**found, "store": target.uri, "run_id": run_id, "seconds": round(time.monotonic() - began, 3)}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import threading
 import time
@@ -21,8 +20,8 @@ PROGRESS = "progress.json"
 """File of the working folder that says how far training is: {"step": ..., "steps": ..., "loss": ..., "seconds": since the first step}."""
 POLL = 0.5
 """Seconds between looks at it."""
-_START = 60.0
-"""Seconds after which Ray Train takes it for a failure that processes have no room yet, and asks again."""
+_START = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+"""The variable that says how many seconds Ray Train waits for room before it takes that for a failure."""
 
 
 class Tutor(Worker):
@@ -57,7 +56,7 @@ def train_together(training: Training, work: Path, *, layout: Layout, attempts: 
     work : Path
         A folder that every node sees.
     timeout : float
-        Seconds that the cluster has to find room for the processes, each time.
+        Seconds that the cluster has to find room for the processes, each of ``attempts`` times.
 
     Raises
     ------
@@ -81,10 +80,11 @@ def train_together(training: Training, work: Path, *, layout: Layout, attempts: 
         run_config=RunConfig(
             name="train",
             storage_path=str(work / "ray"),
-            failure_config=FailureConfig(max_failures=attempts - 1, controller_failure_limit=max(1, math.ceil(timeout / _START))),
+            failure_config=FailureConfig(max_failures=attempts - 1, controller_failure_limit=attempts - 1),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
+    os.environ[_START] = f"{timeout:g}"  # Ray Train has no argument for it
     try:
         trainer.fit()
     except KeyboardInterrupt:
@@ -92,7 +92,8 @@ def train_together(training: Training, work: Path, *, layout: Layout, attempts: 
     except Exception as error:
         if type(getattr(error, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError":
             raise JobFailed(
-                f"training: the cluster had no room for {layout} within {timeout:g} s (ray.timeout). `ray status` shows what is free. "
+                f"training: the cluster had no room for {layout}, {attempts} times for {timeout:g} s (ray.attempts, ray.timeout). "
+                "`ray status` shows what is free. "
                 "Wait for it, or ask for fewer: finetune.workers. What is finished is kept."
             ) from error
         raise JobFailed(f"training: {_cause(error)}") from error

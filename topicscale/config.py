@@ -16,7 +16,7 @@ import re
 import types
 import typing
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,8 +28,7 @@ from topicscale.errors import ConfigError
 NAME_CHARS = 200
 """Characters of a topic's name."""
 SECRET = re.compile(
-    r"(access|account|api|customer|master|private|sas)[._]?key|secret|token|passw|credential|sas\b|service_account|authorization",
-    re.IGNORECASE,
+    r"(access|account|api|customer|master|private|sas)[._]?key|secret|token|passw|credential|sas\b|service_account", re.IGNORECASE
 )
 """What the name of a setting or variable that holds a secret has in it."""
 _REFERENCES = ("spark.kubernetes.driver.secret", "spark.kubernetes.executor.secret")
@@ -712,22 +711,11 @@ def _validate(config: Config) -> None:
 
 
 def rooted(config: Config) -> Config:
-    """Return the configuration with models and prompts that are files here by their whole paths: it is kept, and read from elsewhere."""
-
-    def whole(value: Any, is_one: Callable[[Path], bool]) -> Any:
-        if not value or "\n" in value:
-            return value
-        try:
-            path = Path(value).expanduser()
-            return str(path.resolve()) if is_one(path) else value
-        except (OSError, ValueError, RuntimeError):  # a text, and no path
-            return value
-
-    llm = config.llm
-    model = llm.model if llm.url else whole(llm.model, Path.exists)
-    prompts = {key: whole(getattr(llm, key), Path.is_file) for key in ("prompt", "system_prompt")}
-    embedding = replace(config.embedding, model=whole(config.embedding.model, Path.is_dir))
-    return replace(config, embedding=embedding, llm=replace(llm, model=model, **prompts))
+    """Return the configuration with an embedding model that is a folder here by its whole path: it is kept, and read from elsewhere."""
+    path = Path(os.path.expanduser(config.embedding.model))
+    if not path.is_dir():
+        return config
+    return replace(config, embedding=replace(config.embedding, model=str(path.resolve())))
 
 
 def secretive(key: str) -> bool:
@@ -737,7 +725,7 @@ def secretive(key: str) -> bool:
 
 def _refuse_secrets(config: Config) -> None:
     held = {f"storage.options.{key}": key for key in config.storage.options}
-    held |= {f"llm.request.{path}": key for path, key in _keys(config.llm.request) if not key.lower().endswith(("tokens", "token_ids"))}
+    held |= {f"llm.request.{path}": key for path, key in _keys(config.llm.request)}
     held |= {f"spark.conf.{key}": key for key in config.spark.conf if not str(key).startswith(_REFERENCES)}
     for path, key in held.items():
         if secretive(str(key)):  # its value is not shown
@@ -748,10 +736,12 @@ def _refuse_secrets(config: Config) -> None:
 
 
 def _keys(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the keys of a mapping and of those within it, each with the path to it."""
+    """Yield what is named in a mapping and in those within it and has a text, as a credential is one: the path to it, and its name."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield path + str(key), str(key)
+            if isinstance(inner, str) and inner:
+                # a header of that name holds one
+                yield path + str(key), "token" if str(key).lower() == "authorization" else str(key)
             yield from _keys(inner, f"{path}{key}.")
     elif isinstance(value, (list, tuple)):
         for inner in value:

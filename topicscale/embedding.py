@@ -19,7 +19,7 @@ import numpy.typing as npt
 from topicscale.bert import load as load_bert
 from topicscale.config import EmbeddingConfig
 from topicscale.errors import ModelError
-from topicscale.models import check, embedding_space, resolve
+from topicscale.models import check, embedding_space, positions_of, resolve
 
 SLAB = 8192
 """Texts tokenised at once: bounds memory, and is long enough to sort by length."""
@@ -93,7 +93,8 @@ class Embedder:
             self.dimensions = self._forward_bert.dimensions
         else:
             limit = self._load_any(model.path)
-        self.max_tokens = config.max_tokens or limit
+        # beyond what the model was made for, where it has positions for more
+        self.max_tokens = min(config.max_tokens, positions_of(model.path) or limit) if config.max_tokens else limit
         if self._tokenizer is not None:
             self._tokenizer.no_padding()
             self._tokenizer.enable_truncation(self.max_tokens)

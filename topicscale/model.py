@@ -17,10 +17,11 @@ import pandas as pd
 
 from topicscale import documents as inputs
 from topicscale import sites, submodels
-from topicscale.config import Config, load
+from topicscale.config import Config, load, rooted
 from topicscale.errors import JobFailed, ModelError, RequestError, StoreError
 from topicscale.labels import ASPECT, LABEL_COLUMNS, held, set_labels, weighed
 from topicscale.refine import assign
+from topicscale.registry import located
 from topicscale.store import Snapshot, Store
 from topicscale.tables import OUTLIER, SHOWN_CHARS
 
@@ -270,7 +271,7 @@ class TopicModel:
         self._positions = positions
         snapshot = Store(self.store).pin()
         # a model that the store trained is known by its folder from here on: its name may be another's later
-        self._embedding = Config.from_dict(snapshot.configuration).embedding
+        self._embedding = rooted(located(self.config, Store(self.store))).embedding
         self.__dict__.pop("_embedder", None)
         self._open(snapshot)
         return self.topics_, self.probabilities_
@@ -718,7 +719,7 @@ class TopicModel:
             raise ModelError("This model was fitted on precomputed vectors. Give transform the documents' embeddings.")
         found, wanted = embedding_space(self._embedding), self._snapshot.summary["space"]
         # a BERTopic model may have come when its embedding model was not here, and known by name alone
-        if wanted not in (found, named_space(self._embedding.model)):
+        if wanted not in (found, named_space(self._snapshot.configuration["embedding"]["model"])):
             raise ModelError(
                 f"The embedding model {self._embedding.model!r} is not the one this store was made with (space {wanted[:12]}, found "
                 f"{found[:12]}): its weights or settings changed. Restore it, or run the job again."

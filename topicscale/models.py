@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,11 +29,12 @@ _SETTINGS = (
     "config_sentence_transformers.json",
     "router_config.json",
     "sentence_*_config.json",
-    "wordembedding_config.json",
+    *("wordembedding_config.json", "cnn_config.json", "lstm_config.json", "adapter_config.json"),
     "tokenizer.json",
     "*tokenizer_config.json",
 )
 """Beside the weights, what a model's vectors follow from. Other files of its repository are there or not, as it was fetched."""
+_POSITIONS = ("max_position_embeddings", "n_positions")
 _WORDS = ("special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model")
 """What a tokenizer is made of that has no tokenizer.json."""
 
@@ -66,7 +68,7 @@ def embedding_space(config: EmbeddingConfig) -> str:
     Two spaces are never compared. Precision is no part of it: bfloat16 and float32 vectors of one model agree to a
     cosine of .999. int8 vectors agree to .99 only, so they are a space of their own.
     """
-    return fingerprint("space", 1, resolve(config.model).revision, config.max_tokens, config.prompt, config.dtype == "int8")
+    return fingerprint("space", 2, resolve(config.model).revision, config.max_tokens, config.prompt, config.dtype == "int8")
 
 
 def check(config: EmbeddingConfig) -> None:
@@ -86,18 +88,26 @@ def check(config: EmbeddingConfig) -> None:
         if config.dtype not in ("auto", "float32", "int8"):
             raise ModelError(f"embedding.dtype must be float32 or int8 with embedding.backend=onnx. Got {config.dtype!r} instead.")
         onnx.check()
-    config_file = model.path / "config.json"
-    most = positions(read_json(config_file)) if config_file.is_file() else None
+    most = positions_of(model.path)
     if config.max_tokens is not None and most is not None and config.max_tokens > most:
         raise ModelError(f"embedding.max_tokens must be at most the {most} positions of {config.model!r}. Got {config.max_tokens} instead.")
 
 
 def positions(settings: Mapping[str, Any]) -> int | None:
     """Return how many tokens a transformer of these settings (config.json) has learned positions for; None where that is not said."""
-    found = settings.get("max_position_embeddings")
+    text = settings.get("text_config")
+    inner = text if isinstance(text, Mapping) else {}
+    found = next((value for of in (settings, inner) for key in _POSITIONS if isinstance(value := of.get(key), int)), None)
     # RoBERTa and its kin count positions from the padding token's id on
     padded = settings.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl")
-    return found - 2 * padded if isinstance(found, int) else None
+    return None if found is None else found - 2 * padded
+
+
+def positions_of(path: Path) -> int | None:
+    """Return the same of the transformer in a model's folder."""
+    parts = modules(path)
+    file = path / str(parts[0].get("path", "") if parts else "") / "config.json"
+    return positions(read_json(file)) if file.is_file() else None
 
 
 def told(name: str) -> str:
@@ -105,7 +115,7 @@ def told(name: str) -> str:
     short = name.removeprefix("sentence-transformers/")
     if short in PACKAGED:
         return short
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     return path.name if path.is_absolute() or name.startswith((".", "~")) or path.is_dir() else name
 
 

@@ -9,14 +9,14 @@ import pyarrow.compute as pc
 
 from jobs.job import Job, Partition
 from topicscale.config import fingerprint
-from topicscale.models import embedding_space
+from topicscale.models import embedding_space, told
 from topicscale.store import WORK
 
 
 def space_of(job: Job) -> str:
     """Return the id of the space that this configuration's vectors live in."""
     if job.config.input.embedding_column is not None:
-        return fingerprint("precomputed", job.config.input.embedding_column, job.config.embedding.model)
+        return fingerprint("precomputed", job.config.input.embedding_column, told(job.config.embedding.model))  # wherever it is
     return embedding_space(job.config.embedding)
 
 

@@ -160,21 +160,19 @@ def test_engines_are_where_the_environment_says(monkeypatch) -> None:
     assert load(overrides=["ray.address=mine:1", "spark.master=yarn"]).spark.where == "yarn"
 
 
-def test_what_is_a_file_here_is_kept_by_its_whole_path(tmp_path, monkeypatch) -> None:
+def test_a_folder_here_is_kept_by_its_whole_path(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "minilm").mkdir()
-    (tmp_path / "ask.txt").write_text("[KEYWORDS]")
-    found = rooted(load(values={"embedding": {"model": "minilm/"}, "llm": {"model": "minilm", "prompt": "ask.txt", "system_prompt": ""}}))
-    assert found.embedding.model == found.llm.model == str(tmp_path / "minilm")
-    assert (found.llm.prompt, found.llm.system_prompt) == (str(tmp_path / "ask.txt"), "")
-    assert rooted(load(values={"llm": {"model": "minilm", "url": "http://127.0.0.1:9/v1"}})).llm.model == "minilm", (
-        "the server's name for it"
-    )
-    assert rooted(Config()) == Config()
+    assert rooted(load(values={"embedding": {"model": "minilm/"}})).embedding.model == str(tmp_path / "minilm")
+    for name in ("BAAI/bge-small-en-v1.5", "~nobody-of-this-name/model", Config().embedding.model):
+        assert rooted(load(values={"embedding": {"model": name}})).embedding.model == name
 
 
 def test_keys_within_a_request_are_looked_at_too() -> None:
-    load(values={"llm": {"request": {"stop_token_ids": [2], "max_tokens": None, "max_completion_tokens": 9}}})
-    for held in ({"extra_body": {"api_key": "x"}}, {"headers": [{"Authorization": "Bearer x"}]}):
+    schema = {"json_schema": {"properties": {"token": {"type": "string"}}}}
+    request = {"stop_token_ids": [2], "max_tokens": None, "thinking_token_budget": 9, "response_format": schema}
+    assert load(values={"llm": {"request": request}}).llm.request == request
+    load(values={"spark": {"conf": {"spark.hadoop.hadoop.security.authorization": "true"}}})
+    for held in ({"extra_body": {"api_key": "x"}}, {"headers": [{"Authorization": "Bearer x"}]}, {"token": "x"}):
         with pytest.raises(ConfigError, match=r"would hold a credential"):
             load(values={"llm": {"request": held}})

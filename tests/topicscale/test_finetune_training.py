@@ -225,6 +225,9 @@ def test_no_text_twice_in_a_batch():
     # however many there are: ten answers to 5,000 questions go into batches of ten as well
     many = Dataset.from_dict({"anchor": [f"a{i}" for i in range(5000)], "positive": [f"p{i % 10}" for i in range(5000)]})
     assert sizes_of([many], [True], 64, seed=1, workers=1) == [10]
+    # nearly all have one and the same answer
+    same = Dataset.from_dict({"anchor": [f"a{i}" for i in range(2000)], "positive": [f"p{max(0, i - 1987)}" for i in range(2000)]})
+    assert 2 <= sizes_of([same], [True], 64, seed=1, workers=1)[0] <= 13
     few = Dataset.from_dict({"anchor": [f"a{i % 49}" for i in range(50)], "positive": [f"b{i}" for i in range(50)]})
     small = Batches([few], [True], 64, seed=1, rank=0, workers=1)
     for number in range(5):

@@ -355,5 +355,5 @@ def test_a_model_whose_training_diverged_is_named(monkeypatch):
     monkeypatch.setattr(
         "topicscale.embedding.Embedder.encode", lambda *_, **__: SimpleNamespace(vectors=np.full((2, 3), np.nan, np.float32))
     )
-    with pytest.raises(ModelError, match="'all-MiniLM-L6-v2' are not finite"):
+    with pytest.raises(ModelError, match="'all-MiniLM-L6-v2' gives vectors that are not finite"):
         jobs.encoder(model)(["a", "b"])

@@ -123,7 +123,8 @@ def test_wrong_models_are_refused(tmp_path) -> None:
         json.dumps({**settings, "architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True})
     )
     with pytest.raises(ModelError, match="an encoder and a decoder"):
-        resolve(str(model))
+        check(LlmConfig(model=str(model)))
+    resolve(str(model))  # to make queries it will do
     (model / "config.json").write_text(json.dumps({**settings, "model_type": "of-next-year"}))
     with pytest.raises(ModelError, match="of-next-year"):
         size(resolve(str(model)), LlmConfig(model=str(model)))

@@ -68,6 +68,6 @@ def test_an_aspects_name_hides_no_column_and_its_weights_are_told(store, tmp_pat
     model = TopicModel.load(tmp_path / "copy")
     info = model.get_topic_info()
     assert (info["Count"].tolist(), info["Count_aspect"].tolist()) == ([2, 1], [["cost", "fee"], []])
-    assert model.get_document_info()["Count"].tolist()[0] == ["cost", "fee"]
+    assert model.get_document_info()["Count_aspect"].tolist()[0] == ["cost", "fee"]
     assert model.get_topic(0, full=True)["Count"] == [("cost", 0.5), ("fee", 0.25)]
     assert model.get_topic(0, full=True)["mmr"] == [("cost", 1.0)]

@@ -411,6 +411,7 @@ def test_a_prompt_is_never_over_the_limit(documents, keywords, rivals, limit, co
 def test_a_system_prompt_may_be_a_file(tmp_path) -> None:
     file = _file(tmp_path / "system.txt", "\ufeffBe brief.\n".encode())
     assert load(LlmConfig(system_prompt=file)).system == load(LlmConfig(system_prompt="Be brief. ")).system == "Be brief."
-    assert load(LlmConfig(system_prompt="")).system == ""
+    for text in ("", "Be brief, and answer in the language of the documents. " * 9, "短く" * 100, "a\nb", "a null\x00byte"):
+        assert load(LlmConfig(system_prompt=text)).system == text.strip()
     with pytest.raises(ConfigError, match=r"llm\.system_prompt must be .* is not UTF-8"):
         load(LlmConfig(system_prompt=_file(tmp_path / "latin.txt", b"\xe9")))

@@ -347,7 +347,7 @@ def test_bodies_that_end_in_other_ways_are_whole(served: Scripted):
         (said(5, finish_reason=None), "no text"),
         ({"choices": [{"message": None}]}, "no text"),
         ({"choices": [{}]}, "no text"),
-        (said(""), "the answer is empty"),
+        (said(""), "the answer was no label: it is empty"),
         (said(" \n", finish_reason="length"), "llm.max_new_tokens, which should be larger"),
         (said("something", finish_reason="content_filter"), "refused by the server's filter"),
         (said(None, finish_reason="content_filter"), "refused by the server's filter"),

@@ -6,7 +6,7 @@ from typing import Any
 
 from topicscale.bertopic.folder import CONFIG, CTFIDF_CONFIG, Folder
 from topicscale.bertopic.tables import tables
-from topicscale.config import Config, fingerprint, load
+from topicscale.config import Config, fingerprint, load, rooted
 from topicscale.errors import ConfigError, InputError, ModelError, RequestError
 from topicscale.models import embedding_space
 from topicscale.store import Snapshot, Store
@@ -47,7 +47,7 @@ def configuration(folder: Folder, *, embedding_model: str | None = None) -> Conf
         }
     terms["top_n_words"] = folder.parameters.get("top_n_words", 10)
     try:
-        return load(values={"embedding": {"model": named}, "terms": terms, "topics": {"min_size": _min_size(folder)}})
+        return rooted(load(values={"embedding": {"model": named}, "terms": terms, "topics": {"min_size": _min_size(folder)}}))
     except ConfigError as error:
         raise InputError(f"{file} of the BERTopic model in {str(folder.path)!r} has a setting that has no counterpart: {error}") from error
 

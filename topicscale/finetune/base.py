@@ -110,7 +110,7 @@ def inspect(name: str) -> Base:
         model_type=kind,
         layers=layers,
         dimensions=dimensions,
-        positions=positions(config) or first_of(config, "n_positions"),
+        positions=positions(config),
         pooling=pooling_of(path, parts),
         mask_token=masked_name is not None and has_mask(first),
         cross_attention=causal_name is not None and can_cross_attend(kind),

@@ -129,10 +129,11 @@ def _fitting(part: Any, size: int, seed: int, workers: int) -> int:
     from sentence_transformers.base.data_collator import DEFAULT_LABEL_COLUMNS
 
     columns = [name for name in part.column_names if name not in DEFAULT_LABEL_COLUMNS]
+    most = _LOOKED * size
     for turn in range(_TRIES):
         held: set[Any] = set()
         taken = 0
-        looked = part[np.random.default_rng([seed, turn]).permutation(len(part))[: _LOOKED * size].tolist()]
+        looked = part[np.random.default_rng([seed, turn]).permutation(len(part))[:most].tolist()]
         for row in zip(*(looked[name] for name in columns), strict=True):
             if taken == size:
                 break

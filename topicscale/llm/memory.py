@@ -96,7 +96,7 @@ def size(model: ResolvedLlm, config: LlmConfig) -> Size:
         settings = AutoConfig.from_pretrained(folder(model), trust_remote_code=False)
         return size_of(settings, config.quantization, number=4 if computed_in(config) == "float32" else 2)
     except (OSError, ValueError, KeyError) as error:
-        said = str(error).splitlines()[0][:300]
+        said = (str(error).splitlines() or [""])[0][:300]
         raise ModelError(f"The settings of model {model.name!r} cannot be used ({type(error).__name__}): {said}") from error
 
 

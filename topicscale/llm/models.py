@@ -94,6 +94,11 @@ def check(config: LlmConfig) -> None:
         # bitsandbytes left vLLM itself with 0.28
         raise MissingDependency("vllm-bnb-plugin", "vllm", "llm.backend=vllm with llm.quantization=nf4")
     model = resolve(config.model)
+    if not model.gguf and read_json(model.path / "config.json").get("is_encoder_decoder"):  # T5 and its kin, which make queries (GPL)
+        raise ModelError(
+            f"llm.model must be a causal language model. Got {config.model!r}, which has an encoder and a decoder, instead. "
+            "Take one that chats, or have this one served: llm.url."
+        )
     if kind == "llama_cpp":
         if not model.gguf:
             raise ModelError(f"llm.backend=llama_cpp needs a GGUF file. Got {config.model!r} instead. Use llm.backend=transformers for it.")
@@ -212,12 +217,6 @@ def _check_folder(name: str, path: Path) -> None:
     if not (path / "config.json").is_file():
         raise ModelError(f"The folder of model {name!r} has no config.json: it is no transformers model.")
     check_weights(name, path)
-    settings = read_json(path / "config.json")
-    kinds = settings.get("architectures") or []
-    if settings.get("is_encoder_decoder"):  # T5 and its kin
-        raise ModelError(
-            f"llm.model must be a causal language model. Got {name!r}, which has an encoder and a decoder, instead. "
-            "Take one that chats, or have this one served: llm.url."
-        )
+    kinds = read_json(path / "config.json").get("architectures") or []
     if kinds and not any("CausalLM" in kind or "LMHead" in kind or "ConditionalGeneration" in kind for kind in map(str, kinds)):
         raise ModelError(f"llm.model must be a causal language model. Got {name!r}, a {', '.join(map(str, kinds))}, instead.")

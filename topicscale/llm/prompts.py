@@ -74,7 +74,7 @@ LONGEST_KEYWORD = 60
 """Characters. What is longer is no word that a model learns from."""
 _RIVALS = "Other topics would get the same label. The label must name what sets this topic apart from them:\n"
 _NONE = "(none)"
-_LARGEST_FILE, _LONGEST_PATH = 1 << 20, 1 << 12
+_LARGEST_FILE = 1 << 20
 _CHARACTERS_PER_TOKEN = 16
 _NEAR = 20
 
@@ -407,9 +407,12 @@ def _given(prompt: str) -> str:
 
 def _system(prompt: str) -> str:
     """Return the text of a system prompt that is a text or the path of a file."""
-    wanted = "llm.system_prompt must be a text or the path of a text file."
-    text = None if "\n" in prompt or len(prompt) > _LONGEST_PATH else _of_file(prompt, wanted)
-    return prompt.strip() if text is None else text
+    try:
+        if "\n" in prompt or not Path(prompt).expanduser().is_file():
+            return prompt.strip()
+    except (OSError, ValueError, RuntimeError):  # longer than a name can be; a null byte; a home folder that is not known
+        return prompt.strip()
+    return _of_file(prompt, "llm.system_prompt must be a text or the path of a text file.") or ""
 
 
 def _of_file(name: str, wanted: str) -> str | None:

@@ -493,7 +493,7 @@ def _read(reply: _Reply, key: str | None) -> Answer:
         return Answer(None, error="the answer repeats the server's key", read=read, written=written)
     if not text.strip():  # no label, and to be asked again once it is seen why: nothing is kept of it
         why = "" if reason != "length" else ": its thoughts took all of llm.max_new_tokens, which should be larger"
-        return Answer(None, error=f"the answer is empty{why}", read=read, written=written)
+        return Answer(None, error=f"the answer was no label: it is empty{why}", read=read, written=written)
     return Answer(text, read=read, written=written)
 
 

@@ -12,7 +12,7 @@ from topicscale.errors import MissingDependency, ModelError
 from topicscale.llm.backend import Answer, Ask, Batch
 from topicscale.llm.clean import announces
 from topicscale.llm.memory import GPU_FIXED, GPU_SHARE, size
-from topicscale.llm.models import computed_in, folder, resolve
+from topicscale.llm.models import folder, resolve
 from topicscale.llm.prompts import load, prompt, token_ids
 
 ENVIRONMENT = {
@@ -67,7 +67,7 @@ class Vllm:
             self._model: Any = vllm.LLM(
                 model=str(where),
                 tokenizer_mode="hf",
-                dtype=computed_in(config),
+                dtype=config.dtype,  # auto: the weights' own, as not every GPU that vLLM knows has bfloat16
                 quantization="bitsandbytes" if config.quantization == "nf4" else None,
                 max_model_len=of.context,
                 max_num_batched_tokens=of.context,

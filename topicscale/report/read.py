@@ -110,7 +110,7 @@ def load(
         quarantine=refused,
         quarantine_examples=refused_examples,
         configuration=yaml.safe_dump(dict(snapshot.configuration), sort_keys=False, allow_unicode=True) if snapshot.configuration else "",
-        timings=_timings(store) if store.has("runs") else [],
+        timings=_timings(store, snapshot) if store.has("runs") else [],
         evaluation=_measures(evaluation or {}),
         sites=sites.by_site(leaves),
         conflicts=sites.conflicts(leaves, {row["topic_id"]: row["label"] or "" for row in rows}),
@@ -151,7 +151,7 @@ def _topics_alone(store: Reader, snapshot: Any, title: str, evaluation: Mapping[
         ],
         summary=facts,
         configuration=yaml.safe_dump({**({"merge": how} if how else {}), **settings}, sort_keys=False, allow_unicode=True),
-        timings=_timings(store) if store.has("runs") else [],
+        timings=_timings(store, snapshot) if store.has("runs") else [],
         evaluation=_measures(evaluation),
         sites=sites.by_site(leaves),
         conflicts=sites.conflicts(leaves, {row["topic_id"]: row["label"] for row in rows}),
@@ -251,10 +251,10 @@ def _quarantine(store: Reader) -> tuple[dict[str, int], list[QuarantinedRow]]:
     return dict(counts), turns[:QUARANTINED]
 
 
-def _timings(store: Reader) -> list[Timing]:
+def _timings(store: Reader, snapshot: Any) -> list[Timing]:
     """Return what each stage took: the time that each of its units last took, summed, in the order in which stages began."""
     present = {None, ""} | (
-        set(store.read("partitions", ["partition_id"])["partition_id"].to_pylist()) if store.has("partitions") else set()
+        set(store.read("partitions", ["partition_id"])["partition_id"].to_pylist()) if "partitions" in snapshot.versions else set()
     )
     rows = sorted((row for row in store.read("runs").to_pylist() if row["status"] == "done"), key=lambda row: row["at"])
     newest = {(row["stage"], row["partition_id"]): row for row in rows if row["partition_id"] in present}
