@@ -60,9 +60,9 @@ def forget(ids_file: str | Path, store: str | Path, *, ui: Ui | None = None) -> 
     """
     ui = ui or Ui()
     began = time.monotonic()
+    asked = _read_ids(Path(ids_file))
     check(Store(store))
     target = Store(store)  # not pinned: it reads what was just written
-    asked = _read_ids(Path(ids_file))
     run_id = new_run_id()
     with target.lock(run_id, forgetting=True), target.without_trainings(run_id):
         ingest.check_batches(target)
@@ -110,6 +110,8 @@ def describe(found: Mapping[str, Any]) -> str:
 
 
 def _read_ids(path: Path) -> list[str]:
+    if str(path).startswith(("s3:/", "gs:/", "abfss:/", "az:/")):
+        raise RequestError(f"--ids must be a file of this machine. Got {str(path)!r} instead: copy it here first.")
     try:
         # lines end as files' lines do, since an id may hold what str.splitlines ends one at
         lines = path.read_text(encoding="utf-8-sig").split("\n")

@@ -18,6 +18,8 @@ def report(store: str, output: str | Path) -> Path:
     RequestError
         The output's folder does not exist, or the output is a folder.
     """
+    if "://" in str(output):
+        raise RequestError(f"--output must be a file of this machine. Got {str(output)!r} instead: write it here, then copy it there.")
     path = Path(output).expanduser().resolve()
     if path.is_dir():
         raise RequestError(f"--output must be a file. {str(path)!r} is a folder.")

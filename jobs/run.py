@@ -119,6 +119,12 @@ def _run(config: Config, target: Store, plan: inputs.InputPlan | None, *, ui: Ui
             ingest.check_read(target)
         snapshot = _stages(job, plan, fitted_batches)
     summary = snapshot.summary
+    if job.worked and not summary["topics"]:
+        ui.log(
+            "warning",
+            "No topic was found: every document is an outlier. Fewer than 16 different texts make none, nor do texts none of which are "
+            "alike; topics.min_size is the smallest topic there may be.",
+        )
     seconds = {stage: round(value, 3) for stage, value in {**job.timings, **job.engines.seconds}.items()}
     return Result(
         target.uri,

@@ -17,6 +17,7 @@ from jobs.run import Result, fit, validate
 from jobs.stages import add, cluster, embed, ingest, refine, represent, zeroshot
 from topicscale import registry
 from topicscale.config import Config, load
+from topicscale.documents import ID as POSITION
 from topicscale.errors import JobFailed, RequestError, StoreError
 from topicscale.models import embedding_space
 from topicscale.sites import is_merged
@@ -64,6 +65,8 @@ def update(paths: Sequence[str], store: str | Path, *, overrides: Sequence[str] 
         ingest.check_base(target, base)
         held = Config.from_dict(base.configuration)
         read = dataclasses.asdict(held.input) | {"paths": list(paths)}
+        if held.input.id_column == POSITION:  # of documents that were in memory: those of a batch are in a file as any other
+            read |= {"format": "auto", "id_column": None}
         config = load(values={**held.to_dict(), "input": read}, overrides=overrides)
         if (held.input.embedding_column is None) != (config.input.embedding_column is None):
             theirs = "come with the documents" if held.input.embedding_column else f"are made by {held.embedding.model}"

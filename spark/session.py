@@ -91,7 +91,8 @@ def start(
         if (kind := _lacking(running, remote)) is not None:
             raise ResourceError(
                 f"The Spark that this process runs lacks {kind}. Stop it first (spark.stop()), or start it with what "
-                "`python -m spark.jars --list` names in spark.jars."
+                "`python -m spark.jars --list` names in spark.jars, spark.sql.extensions=io.delta.sql.DeltaSparkSessionExtension and "
+                "spark.sql.catalog.spark_catalog=org.apache.spark.sql.delta.catalog.DeltaCatalog."
             )
         return running
     if "PYSPARK_GATEWAY_PORT" in os.environ:

@@ -31,6 +31,8 @@ SECRET = re.compile(
     r"(access|account|api|customer|master|private|sas)[._]?key|secret|token|passw|credential|sas\b|service_account", re.IGNORECASE
 )
 """What the name of a setting or variable that holds a secret has in it."""
+_COUNTS = ("tokens", "token_ids", "token_budget")
+"""How names of a request end that are about a model's tokens."""
 _REFERENCES = ("spark.kubernetes.driver.secret", "spark.kubernetes.executor.secret")
 """Settings that name secrets and do not hold them."""
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,99}")
@@ -486,7 +488,7 @@ def presets() -> dict[str, Path]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     known = presets()
-    if not path.exists() and str(path) in known:
+    if not path.is_file() and str(path) in known:
         path = known[str(path)]
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -570,6 +572,8 @@ def _nearest(path: str, key: str, known: list[str], where: str) -> str:
 
 
 def _coerce(hint: Any, value: Any, path: str) -> Any:
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):  # a number, or an array of them
+        value = value.tolist()
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return _holdable(value, path)
@@ -725,7 +729,7 @@ def secretive(key: str) -> bool:
 
 def _refuse_secrets(config: Config) -> None:
     held = {f"storage.options.{key}": key for key in config.storage.options}
-    held |= {f"llm.request.{path}": key for path, key in _keys(config.llm.request)}
+    held |= {f"llm.request.{path}": key for path, key in _keys(config.llm.request) if not key.lower().endswith(_COUNTS)}
     held |= {f"spark.conf.{key}": key for key in config.spark.conf if not str(key).startswith(_REFERENCES)}
     for path, key in held.items():
         if secretive(str(key)):  # its value is not shown

@@ -87,6 +87,10 @@ def staged(documents: Any, embeddings: Any, config: InputConfig, store: str) -> 
                 "or give a Spark data frame or the path of a file."
             )
         table = _table(documents, config)
+        if table.num_rows == 0:
+            raise InputError("documents must hold at least one text. Got none instead.")
+        if embeddings is None and config.embedding_column == VECTOR:  # of a fit of other documents
+            config = dataclasses.replace(config, embedding_column=None)
         changes: dict[str, Any] = {"format": "parquet", "id_column": ID}
         if len(config.text_column) == 1 and config.text_column[0] not in table.column_names and table.num_columns == 1:
             changes["text_column"] = (table.column_names[0],)
@@ -103,7 +107,7 @@ def staged(documents: Any, embeddings: Any, config: InputConfig, store: str) -> 
                 VECTOR, pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(vectors.ravel())).cast(pa.list_(pa.float32()))
             )
             changes["embedding_column"] = VECTOR
-        pq.write_table(table, folder / "input.parquet")
+        _write(table, folder / "input.parquet")
         # a name made of the content, so that a job knows the same documents when it sees them again; and of the store, which one
         # process at a time writes to
         digest = hashlib.sha256(Folder(store).uri.encode())
@@ -144,7 +148,7 @@ def texts_of(documents: Any) -> list[str]:
     """
     if isinstance(documents, str):
         return [documents]
-    if isinstance(documents, (pd.DataFrame, pa.Table)):
+    if isinstance(documents, (pd.DataFrame, pa.Table, pa.RecordBatch)):
         raise InputError("documents must be a text or a list of texts. Got a table instead: give its column of texts.")
     texts = _texts(documents)
     if None in texts:
@@ -153,24 +157,57 @@ def texts_of(documents: Any) -> list[str]:
 
 
 def _table(documents: Any, config: InputConfig) -> pa.Table:
+    if isinstance(documents, pa.RecordBatch):
+        return pa.Table.from_batches([documents])
     if isinstance(documents, pa.Table):
         return documents
     if isinstance(documents, pd.DataFrame):
-        return pa.Table.from_pandas(documents, preserve_index=False)
+        try:
+            return pa.Table.from_pandas(documents, preserve_index=False)
+        except (pa.ArrowException, ValueError) as error:  # values of several types in a column, two columns of one name
+            raise InputError(_column_at_fault(error)) from error
     return pa.table({config.text_column[0]: pa.array(_texts(documents), pa.string())})
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    try:
+        pq.write_table(table, path)
+    except pa.ArrowException as error:  # what Parquet has no type for
+        raise InputError(_column_at_fault(error)) from error
+
+
+def _column_at_fault(error: Exception) -> str:
+    said = " ".join(" ".join(map(str, error.args)).split())[:300]
+    return f"The data frame has a column that cannot be stored: {said}. Make it one type, or leave it out."
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _texts(documents: Any) -> list[Any]:
     """Return texts, None for one that is missing."""
     if isinstance(documents, pd.Series):
         documents = documents.astype(object).where(documents.notna(), None)
-    if isinstance(documents, (pa.Array, pa.ChunkedArray, pd.Series)):
-        documents = documents.tolist()
-    if isinstance(documents, (Sequence, np.ndarray)):
+    elif isinstance(documents, (pd.Index, pd.api.extensions.ExtensionArray)):
+        return _texts(pd.Series(documents))
+    if isinstance(documents, (pa.Array, pa.ChunkedArray)):
+        documents = documents.to_pylist()
+    if isinstance(documents, (Sequence, np.ndarray, pd.Series)):
         texts = list(documents)
         wrong = next((i for i, text in enumerate(texts) if text is not None and not isinstance(text, str)), None)
         if wrong is not None:
             raise InputError(f"Documents must be strings. Document {wrong} is a {type(texts[wrong]).__name__}: {texts[wrong]!r}")
+        half = next((i for i, text in enumerate(texts) if text is not None and not _is_unicode(text)), None)
+        if half is not None:
+            raise InputError(
+                f"Documents must be Unicode. Document {half} holds half a character (a lone surrogate): {texts[half][:60]!r}. "
+                'Replace it: text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
+            )
         return texts
     raise InputError(
         f"Documents must be a list of strings, pandas or Arrow data, a Spark data frame, or a path. Got {type(documents).__name__} instead."

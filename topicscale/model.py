@@ -81,7 +81,8 @@ class TopicModel:
     Attributes
     ----------
     topics_ : list of int
-        Topic of each fitted document, -1 for outliers and for documents that were refused (see ``quarantine``).
+        Topic of each fitted document, -1 for outliers and for documents that were refused (see ``quarantine``). Of a model that was
+        loaded, those of the documents in the store, by ``doc_id``: refused ones are not among them.
     probabilities_ : ndarray of float32, shape (n,)
         Cosine to the topic's reference vector; 0 for outliers.
     topic_sizes_, topic_labels_ : dict
@@ -119,8 +120,15 @@ class TopicModel:
         config: str | Path | Mapping[str, Any] | Config | None = None,
         store: str | Path | None = None,
     ) -> None:
-        if language is not None and language not in MODELS:
-            raise RequestError(f"language must be one of {', '.join(MODELS)}. Got {language!r} instead.")
+        spoken = {"en": "english"}.get(str(language).lower(), str(language).lower())
+        if language is not None and spoken not in MODELS:
+            raise RequestError(
+                f"language must be one of {', '.join(MODELS)}. Got {language!r} instead: multilingual stands for the others."
+            )
+        if config is not None and not isinstance(config, (str, Path, Config, Mapping)):
+            raise RequestError(f"config must be a file, a preset's name, a mapping or a Config. Got {type(config).__name__} instead.")
+        if n_gram_range is not None and not isinstance(n_gram_range, (tuple, list)):
+            raise RequestError(f"n_gram_range must be two numbers, such as (1, 2). Got {n_gram_range!r} instead.")
         given: dict[str, dict[str, Any]] = {}
 
         def put(section: str, values: Mapping[str, Any]) -> None:
@@ -141,9 +149,11 @@ class TopicModel:
         if isinstance(config, (str, Path)):
             config = load(file=config)
         merged = dict((config.to_dict() if isinstance(config, Config) else config) or {})
-        if language == "multilingual":
+        if language is not None and spoken == "multilingual":
             merged = _multilingual(merged, whole=isinstance(config, Config))
         for section, values in given.items():
+            if not isinstance(merged.get(section) or {}, Mapping):
+                raise RequestError(f"config: {section} must be a mapping. Got {merged[section]!r} instead.")
             # an object's parameters are all it has: those of the configuration were another's
             merged[section] = {**(merged.get(section) or {}), **values}
         self.config = load(values=merged)
@@ -584,6 +594,8 @@ class TopicModel:
         """
         from jobs.merge import merge
 
+        if isinstance(models, (str, Path)):
+            raise RequestError(f"models must be a list or a dict of models or stores. Got {str(models)!r} instead.")
         pairs = [(name, model) for name, model in models.items()] if isinstance(models, Mapping) else [(None, model) for model in models]
         found: list[str | tuple[str, str]] = []
         for name, model in pairs:
@@ -740,14 +752,18 @@ def _multilingual(config: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
         ("embedding", "model", MODELS["multilingual"], Config().embedding.model),
         ("terms", "stop_words", None, Config().terms.stop_words),
     ):
-        values = dict(found.get(section) or {})
+        values = found.get(section) or {}
+        if not isinstance(values, Mapping):
+            continue  # refused by its name, below
         if key not in values or (whole and values[key] == default):
-            found[section] = values | {key: value}
+            found[section] = {**values, key: value}
     return found
 
 
 def _names(given: Any) -> list[str]:
     # a text is a sequence of letters, and a number has a text: neither is what was meant
+    if isinstance(given, np.ndarray):
+        given = given.tolist()
     if isinstance(given, (str, bytes)) or not isinstance(given, Sequence) or not all(isinstance(name, str) for name in given):
         raise RequestError(f"zeroshot_topic_list must be a list of texts. Got {given!r} instead.")
     return list(given)

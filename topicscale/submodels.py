@@ -31,6 +31,8 @@ _UNUSED = {
     "binary": False,
 }
 """A vectoriser's parameters that cannot be met, and the one value of each that asks for nothing."""
+_USED = frozenset(("ngram_range", "stop_words", "lowercase", "min_df", "input", "encoding", "decode_error", "dtype"))
+"""Parameters that are met, or that are about files and numbers alone."""
 _ALGORITHMS = {"HDBSCAN": "hdbscan", "EVoC": "evoc", "KMeans": "kmeans"}
 
 
@@ -167,6 +169,10 @@ def _vectorizer(model: Any) -> dict[str, Any]:
     if not isinstance(min_df, int):
         raise RequestError(f"vectorizer_model's min_df must be a number of documents. Got {min_df!r} instead.")
     terms["min_df"] = min_df
+    own = _defaults(type(model))
+    for key in params.keys() - _UNUSED.keys() - _USED:  # of a class that has more than a CountVectorizer
+        if key not in own or repr(params[key]) != repr(own[key]):
+            raise RequestError(f"vectorizer_model's {key} cannot be used. Leave it out. Got {params[key]!r} instead.")
     for key, neutral in _UNUSED.items():
         if params.get(key, neutral) != neutral:
             raise RequestError(

@@ -186,10 +186,13 @@ def aspects_of(config: Config, wanted: str | None = None) -> dict[str, tuple[Ste
     aspects = parse(config.represent.aspects or ALONE)
     if wanted is None:
         return aspects
-    if wanted not in aspects and wanted in ALONE:
-        return parse({wanted: ALONE[wanted]})
+    if wanted not in aspects and wanted in (*ALONE, "pos"):
+        return parse({wanted: wanted})
     if wanted not in aspects:
-        raise RequestError(f"--aspect must be one of {', '.join({**aspects, **ALONE})}. Got {wanted!r} instead.")
+        raise RequestError(
+            f"--aspect must be one of {', '.join({**aspects, **ALONE, 'pos': 0})}. Got {wanted!r} instead. Others are given with: "
+            f"--set represent.aspects='{{{wanted}: [...]}}'"
+        )
     return {wanted: aspects[wanted]}
 
 

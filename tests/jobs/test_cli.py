@@ -100,6 +100,14 @@ def test_commands_on_a_store_without_a_run_say_so(command, tmp_path) -> None:
     assert "no finished run" in done.stderr
 
 
+@pytest.mark.parametrize("arguments", [["report", "--output", "s3://b/r.html"], ["forget", "--ids", "s3://b/ids.txt"]])
+def test_files_of_this_machine_are_no_addresses(arguments, tmp_path) -> None:
+    Store(tmp_path / "store", create=True)
+    done = topicscale(*arguments, "--store", str(tmp_path / "store"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "must be a file of this machine" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [

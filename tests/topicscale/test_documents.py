@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from topicscale.config import InputConfig
-from topicscale.documents import staged, texts_of
+from topicscale.documents import ID, VECTOR, staged, texts_of
 from topicscale.errors import InputError, StoreLocked
 
 
@@ -21,7 +21,21 @@ def test_a_list_of_paths_is_read_as_files(tmp_path) -> None:
         assert positions is None
 
 
-@pytest.mark.parametrize("documents", [["a", None], pd.Series(["a", np.nan]), pa.array(["a", None])], ids=lambda d: type(d).__name__)
+@pytest.mark.parametrize(
+    "documents",
+    [
+        ["a", None],
+        ("a", None),
+        np.array(["a", None], object),
+        pd.Series(["a", np.nan], index=[7, 7]),
+        pd.Series(["a", None], dtype="string").array,
+        pd.Index(["a", None]),
+        pa.array(["a", None]),
+        pa.chunked_array([["a"], [None]], pa.string()),
+        pa.record_batch({"text": ["a", None]}),
+    ],
+    ids=lambda d: type(d).__name__,
+)
 def test_a_missing_text_is_a_missing_text_in_every_container(documents, tmp_path) -> None:
     with staged(documents, None, InputConfig(), str(tmp_path / "s")) as (source, positions):
         assert pq.read_table(source.paths[0])["text"].to_pylist() == ["a", None]
@@ -60,3 +74,28 @@ def test_an_id_column_of_documents_in_memory_is_refused(tmp_path) -> None:
         staged(pd.DataFrame({"ticket": ["T1"], "text": ["a"]}), None, InputConfig(id_column="ticket"), str(tmp_path / "s")),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("documents", "said"),
+    [
+        ([], "at least one text"),
+        (pd.DataFrame({"text": []}), "at least one text"),
+        (pd.DataFrame({"text": ["a", 5]}), "column text with type object"),
+        (pd.DataFrame({"text": ["a", "b"], "path": [Path("a"), Path("b")]}), "path"),
+        (pd.DataFrame([["a", "b"]], columns=["text", "text"]), "Duplicate column names"),
+        (pd.DataFrame({"text": ["a"], "more": [{}]}), "cannot be stored"),
+        (["fine", "half \ud83d"], "Document 1 holds half a character"),
+        (iter(["a"]), "list_iterator"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_read_is_said(documents, said, tmp_path) -> None:
+    with pytest.raises(InputError, match=said), staged(documents, None, InputConfig(), str(tmp_path / "s")):
+        pass
+
+
+def test_vectors_of_another_fit_are_not_asked_for(tmp_path) -> None:
+    held = InputConfig(id_column=ID, embedding_column=VECTOR, format="parquet")
+    with staged(["a", "b"], None, held, str(tmp_path / "s")) as (source, _):
+        assert source.embedding_column is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from bertopic.vectorizers import ClassTfidfTransformer
 from hdbscan import HDBSCAN
@@ -101,3 +102,47 @@ def test_a_loaded_model_is_known_by_its_folder_unless_it_was_trained(tmp_path) -
     model.model_card_data.training_logs.append({"Step": 1, "Training Loss": 0.5})
     with pytest.raises(RequestError, match="trained in this process"):
         TopicModel(embedding_model=model)
+
+
+class Online(CountVectorizer):
+    """As BERTopic's OnlineCountVectorizer: more parameters than a CountVectorizer has."""
+
+    def __init__(self, decay: float | None = None, ngram_range: tuple[int, int] = (1, 1)) -> None:
+        super().__init__(ngram_range=ngram_range)
+        self.decay = decay
+
+
+def test_parameters_that_a_count_vectorizer_has_not_are_refused_where_they_are_given() -> None:
+    with pytest.raises(RequestError, match="decay cannot be used"):
+        configuration(None, None, None, Online(decay=0.1), None)
+    assert configuration(None, None, None, Online(ngram_range=(1, 2)), None)["terms"]["ngram_range"] == [1, 2]
+
+
+def test_numbers_and_names_of_numpy_are_numbers_and_names() -> None:
+    found = TopicModel(nr_topics=np.int64(5), min_topic_size=np.int32(7), zeroshot_topic_list=np.array(["a", "b"])).config
+    assert (found.topics.number, found.topics.min_size, found.zeroshot.topics) == (5, 7, ("a", "b"))
+    assert TopicModel(zeroshot_min_similarity=np.float32(0.5)).config.zeroshot.min_similarity == 0.5
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"n_gram_range": 3}, "n_gram_range must be two numbers"),
+        ({"config": [1]}, "config must be a file"),
+        ({"config": {"terms": 3}, "top_n_words": 5}, "terms must be a mapping"),
+        ({"config": {"terms": 3}, "language": "multilingual"}, "terms must be a mapping"),
+        ({"language": "klingon"}, "multilingual stands for the others"),
+    ],
+)
+def test_wrong_arguments_are_named(given, said) -> None:
+    with pytest.raises(RequestError, match=said):
+        TopicModel(**given)
+
+
+def test_english_by_any_name_and_a_preset_beside_a_folder_of_its_name(tmp_path, monkeypatch) -> None:
+    assert TopicModel(language="English").config == TopicModel(language="en").config == TopicModel().config
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bertopic").mkdir()  # what to_bertopic("bertopic") leaves
+    assert TopicModel(config="bertopic").config.cluster.reduction == "umap"
+    with pytest.raises(RequestError, match="must be a list or a dict"):
+        TopicModel.merge("news")
