@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 
+from jobs.progress import Ui
+from jobs.update import update
 from tests import corpus
 from topicscale import TopicModel
 from topicscale.errors import InputError, RequestError, StoreError
@@ -188,3 +192,10 @@ def test_wrong_documents_are_refused_before_anything_starts(documents, embedding
 def test_an_unfitted_model_says_so() -> None:
     with pytest.raises(StoreError, match="not fitted"):
         TopicModel().get_topic_info()
+
+
+def test_a_store_that_was_fitted_on_a_list_takes_a_batch_from_a_file(fitted, tmp_path) -> None:
+    store = shutil.copytree(fitted.store, tmp_path / "store")
+    batch = corpus.write_csv(tmp_path / "new.csv", corpus.rows(seed=8)[:20])
+    assert update([str(batch)], store, ui=Ui("quiet"))["documents"] == 20
+    assert len(TopicModel.load(store).topics_) == len(TEXTS) + 20

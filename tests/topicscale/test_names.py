@@ -61,9 +61,8 @@ def test_an_aspects_name_hides_no_column_and_its_weights_are_told(store, tmp_pat
         {"topic_id": 0, "aspect": "Count", "label": "", "terms": ["cost", "fee"], "status": "ok", "detail": '{"weights": [0.5, 0.25]}'},
         {"topic_id": 0, "aspect": "mmr", "label": "", "terms": ["cost"], "status": "ok", "detail": ""},
     ]
-    copy.replace(
-        "topic_labels", pa.Table.from_pylist(rows, schema=TABLES["topic_labels"].schema), stage="t", unit_fingerprint=fingerprint("b")
-    )
+    for name, content in {"topic_labels": rows, "topic_terms": []}.items():
+        copy.replace(name, pa.Table.from_pylist(content, schema=TABLES[name].schema), stage="t", unit_fingerprint=fingerprint("b"))
     copy.publish(configuration=last.configuration, summary=last.summary, unit_fingerprint=fingerprint("b"))
     model = TopicModel.load(tmp_path / "copy")
     info = model.get_topic_info()
