@@ -62,6 +62,7 @@ def test_an_aspects_name_hides_no_column_and_its_weights_are_told(store, tmp_pat
         {"topic_id": 0, "aspect": "mmr", "label": "", "terms": ["cost"], "status": "ok", "detail": ""},
     ]
     for name, content in {"topic_labels": rows, "topic_terms": []}.items():
+        copy.create_table(name)
         copy.replace(name, pa.Table.from_pylist(content, schema=TABLES[name].schema), stage="t", unit_fingerprint=fingerprint("b"))
     copy.publish(configuration=last.configuration, summary=last.summary, unit_fingerprint=fingerprint("b"))
     model = TopicModel.load(tmp_path / "copy")
