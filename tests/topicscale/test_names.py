@@ -8,8 +8,9 @@ from deltalake import write_deltalake
 
 from jobs.evaluate import evaluate
 from topicscale import TopicModel
-from topicscale.config import Config, fingerprint
-from topicscale.errors import RequestError
+from topicscale.config import Config, EmbeddingConfig, fingerprint, load
+from topicscale.errors import ModelError, RequestError
+from topicscale.models import embedding_space
 from topicscale.store import Store, UnitWrite, write_part
 from topicscale.tables import TABLES
 
@@ -71,3 +72,18 @@ def test_an_aspects_name_hides_no_column_and_its_weights_are_told(store, tmp_pat
     assert model.get_document_info()["Count_aspect"].tolist()[0] == ["cost", "fee"]
     assert model.get_topic(0, full=True)["Count"] == [("cost", 0.5), ("fee", 0.25)]
     assert model.get_topic(0, full=True)["mmr"] == [("cost", 1.0)]
+
+
+def test_a_model_may_have_another_place_here_and_no_other_may_take_its(tmp_path) -> None:
+    made = Store(tmp_path / "merged", create=True)
+    for name in ("topics", "topic_labels"):
+        made.create_table(name)
+    told = load(values={"embedding": {"model": "/elsewhere/minilm", "max_tokens": 64}})
+    here = EmbeddingConfig(max_tokens=64)
+    made.publish(configuration=told.to_dict(), summary={"space": embedding_space(here)}, unit_fingerprint=fingerprint("a"))
+    with pytest.raises(ModelError, match="no model folder '/elsewhere/minilm'"):
+        TopicModel.load(made.uri).transform(["a text"])
+    assert TopicModel.load(made.uri, embedding_model=here.model).transform(["a text"])[0] == [-1]
+    made.publish(configuration=told.to_dict(), summary={"space": "another"}, unit_fingerprint=fingerprint("b"))
+    with pytest.raises(ModelError, match="is not the one this store was made with"):
+        TopicModel.load(made.uri, embedding_model=here.model).transform(["a text"])
