@@ -19,6 +19,7 @@ from jobs.forget import forget
 from jobs.label import label
 from jobs.merge import describe, merge
 from jobs.progress import Ui
+from jobs.report import report
 from jobs.run import run
 from ray_actors.parts import to_matrix
 from tests import corpus
@@ -245,6 +246,7 @@ def test_a_merge_without_documents_takes_them_away(stores, merged, tmp_path) -> 
     merge(named(stores), target)
     with pytest.raises(StoreError, match="no documents"):
         evaluate(str(target))
+    assert report(str(target), tmp_path / "topics.html").stat().st_size > 1000  # that they were there confuses nobody
     assert not list(target.glob("documents/partition_id=*/*.parquet"))
     merge(named(stores), target, documents=True)
     assert contents(str(target)) == contents(str(merged))
