@@ -3,8 +3,9 @@
     python -m benchmarks.labels --data ../shared/data
 
 Topics of AG News and Banking77, the packaged model, in 4 bits unless told otherwise (the code path that Llama 2 takes), greedy.
-Speed: the same prompts go through BERTopic's own TextGeneration over a transformers pipeline (same weights, same quantisation, same number
-of new tokens) and through a worker's `complete`, in alternating rounds, both loaded beforehand. Quality: mean reciprocal
+Speed: the same prompts go through BERTopic's own TextGeneration over a transformers pipeline (same weights, same quantisation, at most
+as many new tokens) and through a worker's `complete`, in alternating rounds, both loaded beforehand. A worker stops at the end of an
+answer's first line, where a label ends; the peer has no such rule, and goes on. Quality: mean reciprocal
 ranks of `topicscale label` with several candidates a topic.
 """
 
