@@ -107,7 +107,11 @@ def parser() -> argparse.ArgumentParser:
         "  topicscale label --store news/ --aspect llm --set llm.url=http://localhost:8000/v1 --set llm.model=my-model\n"
         "  topicscale label --store news/ --aspect llm --config llama2 --topics 3,7"
     )
-    label.add_argument("--aspect", metavar="NAME", help="one aspect of represent.aspects (default: all; without any keybert, mmr and llm)")
+    label.add_argument(
+        "--aspect",
+        metavar="NAME",
+        help="one aspect of represent.aspects, or keybert, mmr, pos, llm (default: all; without any keybert, mmr and llm)",
+    )
     label.add_argument("--topics", metavar="N,N", help="only these topics")
     label.add_argument("--only-unlabelled", action="store_true", help="leave out topics that have the aspect")
     _configured(label, "represent.*, llm.* or ray.*, as YAML; may be repeated")

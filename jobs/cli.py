@@ -429,11 +429,11 @@ def _submit(options: argparse.Namespace) -> int:
 def _paths(option: str, given: str) -> list[str]:
     """Return the paths in what an option was given: NAME=PATH of inputs, KIND=PATH,PATH:COLUMNS of tasks."""
     if option == "inputs":
-        return [given.partition("=")[2] or given]
+        return [given if os.path.isabs(given) else given.partition("=")[2] or given]
     if option != "task":
         return [given]
     told = given.partition("=")[2]
-    return [] if not told else [told] if "://" in told else told.partition(":")[0].split(",")
+    return [] if not told else [told] if "://" in told else [path.strip() for path in told.partition(":")[0].split(",")]
 
 
 def _submission(options: argparse.Namespace) -> Any:
@@ -497,7 +497,7 @@ def _follow(job: str, address: str, options: argparse.Namespace) -> int:
     if options.json:
         _say(json.dumps(dataclasses.asdict(ended)))
     else:
-        print(f"{job}: {ended.status.lower()}{f': {ended.message}' if ended.exit_code else ''}", file=sys.stderr)
+        _say(f"{job}: {ended.status.lower()}{f': {ended.message}' if ended.exit_code else ''}", file=sys.stderr)
     return ended.exit_code
 
 

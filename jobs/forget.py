@@ -60,6 +60,8 @@ def forget(ids_file: str | Path, store: str | Path, *, ui: Ui | None = None) -> 
     """
     ui = ui or Ui()
     began = time.monotonic()
+    if "://" in str(ids_file):
+        raise RequestError(f"--ids must be a file of this machine. Got {str(ids_file)!r} instead: copy it here first.")
     asked = _read_ids(Path(ids_file))
     check(Store(store))
     target = Store(store)  # not pinned: it reads what was just written
@@ -110,8 +112,6 @@ def describe(found: Mapping[str, Any]) -> str:
 
 
 def _read_ids(path: Path) -> list[str]:
-    if str(path).startswith(("s3:/", "gs:/", "abfss:/", "az:/")):
-        raise RequestError(f"--ids must be a file of this machine. Got {str(path)!r} instead: copy it here first.")
     try:
         # lines end as files' lines do, since an id may hold what str.splitlines ends one at
         lines = path.read_text(encoding="utf-8-sig").split("\n")

@@ -18,7 +18,7 @@ from jobs.stages import add, cluster, embed, ingest, refine, represent, zeroshot
 from topicscale import registry
 from topicscale.config import Config, load
 from topicscale.documents import ID as POSITION
-from topicscale.errors import JobFailed, RequestError, StoreError
+from topicscale.errors import ConfigError, JobFailed, RequestError, StoreError
 from topicscale.models import embedding_space
 from topicscale.sites import is_merged
 from topicscale.store import Snapshot, Store
@@ -78,8 +78,6 @@ def update(paths: Sequence[str], store: str | Path, *, overrides: Sequence[str] 
         # a batch does not wait for a language model: what describes its topics can be made later
         plan = validate(dataclasses.replace(config, represent=dataclasses.replace(config.represent, aspects={})), target.uri)
         undescribed = _fault(config, aspects)
-        if undescribed is not None and any(item.startswith("llm.") for item in overrides):
-            raise RequestError(undescribed)  # that is this command's own
         if config.input.embedding_column is None and embedding_space(config.embedding) != base.summary["space"]:
             raise RequestError(
                 f"The embedding model {config.embedding.model!r} is another than the one that this store's topics were found with: its "
@@ -103,7 +101,8 @@ def update(paths: Sequence[str], store: str | Path, *, overrides: Sequence[str] 
                     undescribed, failed = str(error), True
             if undescribed is not None and (found["new_topics"] or failed):
                 how = f"topicscale label --only-unlabelled --store {target.uri}"
-                ui.log("warning", f"The batch is added; new topics have no descriptions yet (`{how}`): {undescribed}")
+                done = "The batch is added; new" if found["documents"] else "Some"
+                ui.log("warning", f"{done} topics have no descriptions yet (`{how}`): {undescribed}")
     return {**found, "store": target.uri, "run_id": run_id, "seconds": round(time.monotonic() - began, 3)}
 
 
@@ -133,9 +132,11 @@ def refit(store: str | Path, *, overrides: Sequence[str] = (), ui: Ui | None = N
 
 
 def _fault(config: Config, aspects: Mapping[str, Any]) -> str | None:
-    """Return why topics cannot be described, as far as that can be known now."""
+    """Return why topics cannot be described, as far as that can be known now; what is wrong with the configuration itself is raised."""
     try:
         represent.check(config, aspects)
+    except ConfigError:
+        raise
     except RequestError as error:
         return str(error)
     return None

@@ -56,7 +56,7 @@ def train_together(training: Training, work: Path, *, layout: Layout, attempts: 
     work : Path
         A folder that every node sees.
     timeout : float
-        Seconds that the cluster has to find room for the processes, each of ``attempts`` times.
+        Seconds that the cluster has to find room for the processes, in ``attempts`` parts.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def train_together(training: Training, work: Path, *, layout: Layout, attempts: 
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    os.environ[_START] = f"{timeout:g}"  # Ray Train has no argument for it
+    os.environ[_START] = f"{timeout / attempts:g}"  # Ray Train has no argument for it
     try:
         trainer.fit()
     except KeyboardInterrupt:
@@ -92,7 +92,7 @@ def train_together(training: Training, work: Path, *, layout: Layout, attempts: 
     except Exception as error:
         if type(getattr(error, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError":
             raise JobFailed(
-                f"training: the cluster had no room for {layout}, {attempts} times for {timeout:g} s (ray.attempts, ray.timeout). "
+                f"training: the cluster had no room for {layout} within {timeout:g} s (ray.timeout). "
                 "`ray status` shows what is free. "
                 "Wait for it, or ask for fewer: finetune.workers. What is finished is kept."
             ) from error

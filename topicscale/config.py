@@ -716,10 +716,10 @@ def _validate(config: Config) -> None:
 
 def rooted(config: Config) -> Config:
     """Return the configuration with an embedding model that is a folder here by its whole path: it is kept, and read from elsewhere."""
-    path = Path(os.path.expanduser(config.embedding.model))
-    if not path.is_dir():
+    path = os.path.expanduser(config.embedding.model)
+    if not os.path.isdir(path):
         return config
-    return replace(config, embedding=replace(config.embedding, model=str(path.resolve())))
+    return replace(config, embedding=replace(config.embedding, model=os.path.realpath(path)))
 
 
 def secretive(key: str) -> bool:
@@ -739,14 +739,15 @@ def _refuse_secrets(config: Config) -> None:
             raise ConfigError(f"spark.{key} must hold no token (it is not shown). {_ENVIRONMENT}")
 
 
-def _keys(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield what is named in a mapping and in those within it and has a text, as a credential is one: the path to it, and its name."""
+def _keys(value: Any, path: str = "", *, names: bool = True) -> Iterator[tuple[str, str]]:
+    """Yield what is named in a mapping and in those within it and has a value that may be a credential: the path to it, and its name."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            if isinstance(inner, str) and inner:
+            if names and inner is not None and not isinstance(inner, bool):
                 # a header of that name holds one
-                yield path + str(key), "token" if str(key).lower() == "authorization" else str(key)
-            yield from _keys(inner, f"{path}{key}.")
+                yield path + str(key), "token" if str(key).lower().endswith("authorization") else str(key)
+            # what a JSON schema calls its properties is no setting
+            yield from _keys(inner, f"{path}{key}.", names=key != "properties")
     elif isinstance(value, (list, tuple)):
         for inner in value:
             yield from _keys(inner, path)

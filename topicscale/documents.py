@@ -24,6 +24,7 @@ from topicscale.files import Folder
 from topicscale.store import exclusive
 
 ID, VECTOR = "topicscale_position", "topicscale_vector"
+_WHOLE = 'Replace it: text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
 
 
 def unit_rows(embeddings: Any) -> npt.NDArray[np.float32]:
@@ -66,6 +67,10 @@ def staged(documents: Any, embeddings: Any, config: InputConfig, store: str) -> 
     StoreLocked
         Another process fits the same documents into the same store.
     """
+    if config.id_column == ID:  # of a fit of other documents, which were in memory
+        config = dataclasses.replace(config, id_column=None, format="auto")
+    if config.embedding_column == VECTOR:
+        config = dataclasses.replace(config, embedding_column=None)
     paths = _paths(documents)
     if paths is not None:
         if embeddings is not None:
@@ -79,9 +84,9 @@ def staged(documents: Any, embeddings: Any, config: InputConfig, store: str) -> 
             if embeddings is not None:
                 raise InputError("embeddings cannot be given with a Spark data frame. Name its column: input.embedding_column.")
             documents.write.parquet(f"file://{folder / 'input'}")  # where Hadoop is set up, a plain path is one of its own
-            yield dataclasses.replace(config, paths=(str(folder / "input"),), format="parquet"), None
+            yield dataclasses.replace(config, paths=(str(folder / "input"),), format="auto"), None
             return
-        if config.id_column not in (None, ID):
+        if config.id_column is not None:
             raise InputError(
                 f"input.id_column={config.id_column} cannot be used of documents in memory: their ids are their positions. Leave it out, "
                 "or give a Spark data frame or the path of a file."
@@ -89,8 +94,6 @@ def staged(documents: Any, embeddings: Any, config: InputConfig, store: str) -> 
         table = _table(documents, config)
         if table.num_rows == 0:
             raise InputError("documents must hold at least one text. Got none instead.")
-        if embeddings is None and config.embedding_column == VECTOR:  # of a fit of other documents
-            config = dataclasses.replace(config, embedding_column=None)
         changes: dict[str, Any] = {"format": "parquet", "id_column": ID}
         if len(config.text_column) == 1 and config.text_column[0] not in table.column_names and table.num_columns == 1:
             changes["text_column"] = (table.column_names[0],)
@@ -164,7 +167,14 @@ def _table(documents: Any, config: InputConfig) -> pa.Table:
     if isinstance(documents, pd.DataFrame):
         try:
             return pa.Table.from_pandas(documents, preserve_index=False)
-        except (pa.ArrowException, ValueError) as error:  # values of several types in a column, two columns of one name
+        except UnicodeEncodeError as error:
+            raise InputError(f"The data frame holds half a character (a lone surrogate): {error.object[:60]!r}. {_WHOLE}") from error
+        except (
+            pa.ArrowException,
+            ValueError,
+            TypeError,
+            OverflowError,
+        ) as error:  # values of several types, two columns of one name
             raise InputError(_column_at_fault(error)) from error
     return pa.table({config.text_column[0]: pa.array(_texts(documents), pa.string())})
 
@@ -205,8 +215,7 @@ def _texts(documents: Any) -> list[Any]:
         half = next((i for i, text in enumerate(texts) if text is not None and not _is_unicode(text)), None)
         if half is not None:
             raise InputError(
-                f"Documents must be Unicode. Document {half} holds half a character (a lone surrogate): {texts[half][:60]!r}. "
-                'Replace it: text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
+                f"Documents must be Unicode. Document {half} holds half a character (a lone surrogate): {texts[half][:60]!r}. {_WHOLE}"
             )
         return texts
     raise InputError(

@@ -7,6 +7,7 @@ enough for the caches; identical texts embedded once; tokenising the next slab w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -99,7 +100,11 @@ class Embedder:
             self._tokenizer.no_padding()
             self._tokenizer.enable_truncation(self.max_tokens)
         else:
-            self._model.max_seq_length = self.max_tokens
+            try:
+                self._model.max_seq_length = self.max_tokens
+            except AttributeError as error:
+                if config.max_tokens:
+                    raise ModelError(f"embedding.max_tokens cannot be set of {config.model!r}, a static model. Leave it out.") from error
         if self.backend == "onnx":
             from topicscale.onnx import Session, exported
 
@@ -140,7 +145,8 @@ class Embedder:
                 if self._prompt and any(isinstance(part, Pooling) and not part.include_prompt for part in model):
                     self._features["prompt_length"] = first._get_prompt_length(self._prompt)
         self.dimensions = int(model.get_embedding_dimension() or model.encode("a").shape[-1])
-        return int(model.max_seq_length or 512) if self._tokenizer is not None else int(getattr(model, "max_seq_length", None) or 10**6)
+        limit = getattr(model, "max_seq_length", None) or (512 if self._tokenizer is not None else math.inf)
+        return int(min(limit, 10**6))  # a static model has none
 
     def encode(self, texts: Sequence[str], *, progress: Callable[[int], None] | None = None) -> Encoded:
         """Return the vectors of texts.

@@ -519,7 +519,7 @@ class TopicModel:
         Parameters
         ----------
         aspect : str, optional
-            One of the configured aspects, or keybert, mmr, llm. None makes all that are configured, else these three.
+            One of the configured aspects, or keybert, mmr, pos, llm. None makes all that are configured, else keybert, mmr and llm.
         topics : sequence of int, optional
             Only these.
         only_unlabelled : bool, default=False
@@ -594,8 +594,8 @@ class TopicModel:
         """
         from jobs.merge import merge
 
-        if isinstance(models, (str, Path)):
-            raise RequestError(f"models must be a list or a dict of models or stores. Got {str(models)!r} instead.")
+        if isinstance(models, (str, Path, TopicModel)):
+            raise RequestError(f"models must be a list or a dict of models or stores. Got {type(models).__name__} instead.")
         pairs = [(name, model) for name, model in models.items()] if isinstance(models, Mapping) else [(None, model) for model in models]
         found: list[str | tuple[str, str]] = []
         for name, model in pairs:
@@ -723,7 +723,7 @@ class TopicModel:
     def _embedder(self) -> Embedder:
         from topicscale.bertopic.read import named_space
         from topicscale.embedding import Embedder
-        from topicscale.models import embedding_space
+        from topicscale.models import embedding_space, told
 
         self._fitted()
         assert self._snapshot is not None
@@ -731,10 +731,12 @@ class TopicModel:
             raise ModelError("This model was fitted on precomputed vectors. Give transform the documents' embeddings.")
         found, wanted = embedding_space(self._embedding), self._snapshot.summary["space"]
         # a BERTopic model may have come when its embedding model was not here, and known by name alone
-        if wanted not in (found, named_space(self._snapshot.configuration["embedding"]["model"])):
+        named = self._snapshot.configuration["embedding"]["model"]
+        by_name = wanted == named_space(named) and told(named).rpartition("/")[2] == told(self._embedding.model).rpartition("/")[2]
+        if wanted != found and not by_name:
             raise ModelError(
                 f"The embedding model {self._embedding.model!r} is not the one this store was made with (space {wanted[:12]}, found "
-                f"{found[:12]}): its weights or settings changed. Restore it, or run the job again."
+                f"{found[:12]}): its weights or settings changed, or the store is of an earlier version. Restore it, or run the job again."
             )
         return Embedder(self._embedding, threads=len(os.sched_getaffinity(0)))
 

@@ -95,6 +95,8 @@ def check(config: EmbeddingConfig) -> None:
 
 def positions(settings: Mapping[str, Any]) -> int | None:
     """Return how many tokens a transformer of these settings (config.json) has learned positions for; None where that is not said."""
+    if settings.get("model_type") in ("t5", "mt5", "umt5"):  # theirs are relative
+        return None
     text = settings.get("text_config")
     inner = text if isinstance(text, Mapping) else {}
     found = next((value for of in (settings, inner) for key in _POSITIONS if isinstance(value := of.get(key), int)), None)
@@ -116,7 +118,7 @@ def told(name: str) -> str:
     if short in PACKAGED:
         return short
     path = Path(os.path.expanduser(name))
-    return path.name if path.is_absolute() or name.startswith((".", "~")) or path.is_dir() else name
+    return path.name if path.is_absolute() or name.startswith((".", "~")) or os.path.isdir(path) else name
 
 
 def check_dimensions(config: EmbeddingConfig, wanted: int | None) -> None:
@@ -153,8 +155,8 @@ def _find(name: str) -> Path:
         if spec is not None and spec.submodule_search_locations:
             return Path(next(iter(spec.submodule_search_locations))) / folder
         name = f"sentence-transformers/{short}"
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):
         return path.resolve()
     if path.is_absolute() or name.startswith((".", "~")):
         raise ModelError(f"There is no model folder {name!r}.")

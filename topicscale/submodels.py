@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,8 @@ def _described(model: Any, known: dict[str, str], parameter: str) -> tuple[str, 
         if key in _OURS or key not in defaults or (type(value), repr(value)) != (type(defaults[key]), repr(defaults[key]))
     }
     for key, value in changed.items():
+        if type(value).__module__ == "numpy" and hasattr(value, "item"):
+            value = changed[key] = value.item()
         if value is not None and not isinstance(value, (str, int, float, bool, list, tuple, dict)):
             raise RequestError(f"{parameter} has the parameter {key}={value!r}, which cannot be sent to workers. Leave it out.")
     return name or f"{kind.__module__}.{kind.__qualname__}", changed
@@ -158,7 +161,8 @@ def _defaults(kind: type) -> dict[str, Any]:
 
 
 def _vectorizer(model: Any) -> dict[str, Any]:
-    params = model.get_params(deep=False)
+    # a class that hands its arguments on (OnlineCountVectorizer) tells of its own alone
+    params = {key: getattr(model, key) for key in (*_UNUSED, *_USED) if hasattr(model, key)} | model.get_params(deep=False)
     stop_words = params.get("stop_words")
     terms: dict[str, Any] = {
         "ngram_range": list(params.get("ngram_range", (1, 1))),
@@ -166,9 +170,9 @@ def _vectorizer(model: Any) -> dict[str, Any]:
         "lowercase": bool(params.get("lowercase", True)),
     }
     min_df = params.get("min_df", 1)
-    if not isinstance(min_df, int):
+    if not isinstance(min_df, numbers.Integral) or isinstance(min_df, bool):
         raise RequestError(f"vectorizer_model's min_df must be a number of documents. Got {min_df!r} instead.")
-    terms["min_df"] = min_df
+    terms["min_df"] = int(min_df)
     own = _defaults(type(model))
     for key in params.keys() - _UNUSED.keys() - _USED:  # of a class that has more than a CountVectorizer
         if key not in own or repr(params[key]) != repr(own[key]):

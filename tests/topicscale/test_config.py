@@ -173,6 +173,7 @@ def test_keys_within_a_request_are_looked_at_too() -> None:
     request = {"stop_token_ids": [2], "max_tokens": None, "thinking_token_budget": 9, "response_format": schema}
     assert load(values={"llm": {"request": request}}).llm.request == request
     load(values={"spark": {"conf": {"spark.hadoop.hadoop.security.authorization": "true"}}})
-    for held in ({"extra_body": {"api_key": "x"}}, {"headers": [{"Authorization": "Bearer x"}]}, {"token": "x"}):
+    nested = ({"extra_body": {"api_key": "x"}}, {"headers": [{"Proxy-Authorization": "Bearer x"}]}, {"credentials": {"user": "u"}})
+    for held in (*nested, {"token": "x"}, {"password": 5}, {"api_key": ["x"]}):
         with pytest.raises(ConfigError, match=r"would hold a credential"):
             load(values={"llm": {"request": held}})

@@ -85,6 +85,8 @@ def test_an_id_column_of_documents_in_memory_is_refused(tmp_path) -> None:
         (pd.DataFrame({"text": ["a", "b"], "path": [Path("a"), Path("b")]}), "path"),
         (pd.DataFrame([["a", "b"]], columns=["text", "text"]), "Duplicate column names"),
         (pd.DataFrame({"text": ["a"], "more": [{}]}), "cannot be stored"),
+        (pd.DataFrame({"text": ["a"], "more": [2**70]}), "cannot be stored"),
+        (pd.DataFrame({"text": ["half \ud83d" + "x" * 500]}), "holds half a character"),
         (["fine", "half \ud83d"], "Document 1 holds half a character"),
         (iter(["a"]), "list_iterator"),
     ],
@@ -98,4 +100,6 @@ def test_what_cannot_be_read_is_said(documents, said, tmp_path) -> None:
 def test_vectors_of_another_fit_are_not_asked_for(tmp_path) -> None:
     held = InputConfig(id_column=ID, embedding_column=VECTOR, format="parquet")
     with staged(["a", "b"], None, held, str(tmp_path / "s")) as (source, _):
-        assert source.embedding_column is None
+        assert (source.id_column, source.embedding_column) == (ID, None)
+    with staged(tmp_path / "a.csv", None, held, str(tmp_path / "s")) as (source, _):
+        assert (source.id_column, source.embedding_column, source.format) == (None, None, "auto")

@@ -12,6 +12,7 @@ import pytest
 
 from topicscale.config import EmbeddingConfig
 from topicscale.embedding import Embedder, _slabs, best_cpu_dtype
+from topicscale.errors import ModelError
 from topicscale.models import resolve
 
 TEXTS = [
@@ -136,3 +137,19 @@ def test_onnx(expected, monkeypatch, tmp_path, dtype, cosine):
     monkeypatch.setenv("HOME", str(tmp_path))
     vectors = Embedder(EmbeddingConfig(backend="onnx", dtype=dtype), threads=1).encode(TEXTS).vectors
     assert (vectors * expected).sum(1).mean() > cosine
+
+
+def test_a_static_model_has_no_limit_and_takes_none(tmp_path: Path):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "oil": 1, "gas": 2}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    reference = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)])
+    reference.save(str(tmp_path / "static"))
+    texts = ["oil gas", "gas", "oil oil oil"]
+    found = Embedder(EmbeddingConfig(model=str(tmp_path / "static"), dtype="float32"), threads=1).encode(texts).vectors
+    np.testing.assert_allclose(found, reference.encode(texts, normalize_embeddings=True), atol=1e-6)
+    with pytest.raises(ModelError, match="a static model"):
+        Embedder(EmbeddingConfig(model=str(tmp_path / "static"), max_tokens=9), threads=1)

@@ -413,5 +413,7 @@ def test_a_system_prompt_may_be_a_file(tmp_path) -> None:
     assert load(LlmConfig(system_prompt=file)).system == load(LlmConfig(system_prompt="Be brief. ")).system == "Be brief."
     for text in ("", "Be brief, and answer in the language of the documents. " * 9, "短く" * 100, "a\nb", "a null\x00byte"):
         assert load(LlmConfig(system_prompt=text)).system == text.strip()
+    with pytest.raises(ConfigError, match=r"There is no file 'prompts/system\.txt'"):
+        load(LlmConfig(system_prompt="prompts/system.txt"))
     with pytest.raises(ConfigError, match=r"llm\.system_prompt must be .* is not UTF-8"):
         load(LlmConfig(system_prompt=_file(tmp_path / "latin.txt", b"\xe9")))

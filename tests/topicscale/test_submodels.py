@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from bertopic.vectorizers import ClassTfidfTransformer
+from bertopic.vectorizers import ClassTfidfTransformer, OnlineCountVectorizer
 from hdbscan import HDBSCAN
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
@@ -104,23 +104,20 @@ def test_a_loaded_model_is_known_by_its_folder_unless_it_was_trained(tmp_path) -
         TopicModel(embedding_model=model)
 
 
-class Online(CountVectorizer):
-    """As BERTopic's OnlineCountVectorizer: more parameters than a CountVectorizer has."""
-
-    def __init__(self, decay: float | None = None, ngram_range: tuple[int, int] = (1, 1)) -> None:
-        super().__init__(ngram_range=ngram_range)
-        self.decay = decay
-
-
 def test_parameters_that_a_count_vectorizer_has_not_are_refused_where_they_are_given() -> None:
     with pytest.raises(RequestError, match="decay cannot be used"):
-        configuration(None, None, None, Online(decay=0.1), None)
-    assert configuration(None, None, None, Online(ngram_range=(1, 2)), None)["terms"]["ngram_range"] == [1, 2]
+        configuration(None, None, None, OnlineCountVectorizer(decay=0.1), None)
+    with pytest.raises(RequestError, match="token_pattern cannot be used"):
+        configuration(None, None, None, OnlineCountVectorizer(token_pattern="x"), None)
+    terms = configuration(None, None, None, OnlineCountVectorizer(ngram_range=(1, 2), stop_words="english"), None)["terms"]
+    assert (terms["ngram_range"], terms["stop_words"]) == ([1, 2], "english")
 
 
 def test_numbers_and_names_of_numpy_are_numbers_and_names() -> None:
     found = TopicModel(nr_topics=np.int64(5), min_topic_size=np.int32(7), zeroshot_topic_list=np.array(["a", "b"])).config
     assert (found.topics.number, found.topics.min_size, found.zeroshot.topics) == (5, 7, ("a", "b"))
+    given = TopicModel(vectorizer_model=CountVectorizer(min_df=np.int64(2)), hdbscan_model=KMeans(n_clusters=np.int64(5))).config
+    assert (given.terms.min_df, given.cluster.params["n_clusters"]) == (2, 5)
     assert TopicModel(zeroshot_min_similarity=np.float32(0.5)).config.zeroshot.min_similarity == 0.5
 
 

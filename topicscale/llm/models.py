@@ -194,12 +194,12 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _find(name: str) -> Path:
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"There is no GGUF file {name!r}.")
         return path.resolve()
-    if path.is_dir():
+    if os.path.isdir(path):
         return path.resolve()
     if name in PACKAGED:
         module, file, distribution = PACKAGED[name]

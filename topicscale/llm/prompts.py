@@ -409,6 +409,8 @@ def _system(prompt: str) -> str:
     """Return the text of a system prompt that is a text or the path of a file."""
     try:
         if "\n" in prompt or not Path(prompt).expanduser().is_file():
+            if " " not in prompt.strip() and Path(prompt).suffix.lower() in (".txt", ".md"):
+                raise ConfigError(f"llm.system_prompt must be a text or the path of a text file. There is no file {prompt!r}.")
             return prompt.strip()
     except (OSError, ValueError, RuntimeError):  # longer than a name can be; a null byte; a home folder that is not known
         return prompt.strip()
