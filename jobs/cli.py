@@ -377,26 +377,25 @@ def _export(options: argparse.Namespace) -> int:
         return _export_model(options)
     if options.store is None:
         raise RequestError("export must be given either --store (its topics) or --model (an embedding model).")
-    from jobs.export import describe, export
+    from jobs.export import MIN_DOCUMENTS, describe, export
 
     if not options.topics_only:
         raise RequestError("Only topics can be exported for now. Add --topics-only.")
     if options.formats is not None or options.reference or options.task:
         raise RequestError("--formats, --reference and --task are for an embedding model. Leave them out without --model.")
-    least = 10 if options.min_document_frequency is None else options.min_document_frequency
+    least = MIN_DOCUMENTS if options.min_document_frequency is None else options.min_document_frequency
     found = export(options.store, options.output, min_documents=least, site=options.site)
     _tell(options, found, describe)
     return DONE
 
 
 def _export_model(options: argparse.Namespace) -> int:
-    from jobs.portable import describe, export
+    from jobs.portable import FORMATS, describe, export
 
     if options.topics_only or options.site is not None or options.min_document_frequency is not None:
         raise RequestError("--topics-only, --site and --min-document-frequency are for the topics of a store. Leave them out with --model.")
     said = None if options.json else lambda line: _say(line, file=sys.stderr)
-    chosen = "fp32,bf16,onnx,onnx-int8" if options.formats is None else options.formats
-    formats = [name.strip() for name in chosen.split(",") if name.strip()]
+    formats = list(FORMATS) if options.formats is None else [name.strip() for name in options.formats.split(",") if name.strip()]
     with contextlib.redirect_stdout(sys.stderr):
         found = export(
             options.model,
@@ -535,8 +534,7 @@ def _ui(options: argparse.Namespace) -> Any:
 
 def _complain(options: argparse.Namespace, error: object, code: int) -> int:
     told = {"error": str(error), "kind": type(error).__name__, "exit_code": code}
-    with contextlib.suppress(BrokenPipeError):
-        print(json.dumps(told) if options.json else f"error: {error}", file=sys.stderr)
+    _say(json.dumps(told) if options.json else f"error: {error}", file=sys.stderr)
     return code
 
 

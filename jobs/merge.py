@@ -20,7 +20,7 @@ from topicscale.cluster import Float32, unit
 from topicscale.config import Config, InputConfig, TermsConfig
 from topicscale.errors import RequestError, StoreError
 from topicscale.leaf_terms import summed
-from topicscale.models import PACKAGED
+from topicscale.models import PACKAGED, is_path
 from topicscale.refine import ALL
 from topicscale.sites import is_merged
 from topicscale.store import Snapshot, Store, says
@@ -320,7 +320,7 @@ def _needs(model: str) -> int:
     """Return by how much it takes to find a model here: nothing, the hub, a name that a folder had elsewhere."""
     if model.removeprefix("sentence-transformers/") in PACKAGED or os.path.isdir(os.path.expanduser(model)):
         return 0
-    return 1 if "/" in model and not model.startswith((".", "~", "/")) else 2
+    return 1 if "/" in model and not is_path(model) else 2
 
 
 def _write(

@@ -169,12 +169,8 @@ def _table(documents: Any, config: InputConfig) -> pa.Table:
             return pa.Table.from_pandas(documents, preserve_index=False)
         except UnicodeEncodeError as error:
             raise InputError(f"The data frame holds half a character (a lone surrogate): {error.object[:60]!r}. {_WHOLE}") from error
-        except (
-            pa.ArrowException,
-            ValueError,
-            TypeError,
-            OverflowError,
-        ) as error:  # values of several types, two columns of one name
+        except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+            # values of several types, two columns of one name
             raise InputError(_column_at_fault(error)) from error
     return pa.table({config.text_column[0]: pa.array(_texts(documents), pa.string())})
 

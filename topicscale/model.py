@@ -149,7 +149,7 @@ class TopicModel:
         if isinstance(config, (str, Path)):
             config = load(file=config)
         merged = dict((config.to_dict() if isinstance(config, Config) else config) or {})
-        if language is not None and spoken == "multilingual":
+        if spoken == "multilingual":
             merged = _multilingual(merged, whole=isinstance(config, Config))
         for section, values in given.items():
             if not isinstance(merged.get(section) or {}, Mapping):

@@ -112,13 +112,17 @@ def positions_of(path: Path) -> int | None:
     return positions(read_json(file)) if file.is_file() else None
 
 
+def is_path(name: str) -> bool:
+    """Return whether a model's name is a place on a machine, and no name that others could find it by."""
+    return os.path.isabs(name) or name.startswith((".", "~")) or os.path.isdir(name)
+
+
 def told(name: str) -> str:
     """Return a model's name as others may know it: of a folder its last part alone, which tells nothing of where things are."""
     short = name.removeprefix("sentence-transformers/")
     if short in PACKAGED:
         return short
-    path = Path(os.path.expanduser(name))
-    return path.name if path.is_absolute() or name.startswith((".", "~")) or os.path.isdir(path) else name
+    return Path(name).name if is_path(name) else name
 
 
 def check_dimensions(config: EmbeddingConfig, wanted: int | None) -> None:

@@ -232,9 +232,9 @@ class Asker:
             asked = self._config.gpus_per_actor
             wanted = "gpus" if asked or (asked is None and any(machine.gpus for machine in machines)) else "cpus"
             machines = [machine for machine in machines if getattr(machine, wanted)]
-            if not machines and self._config.gpus_per_actor:
+            if not machines and asked:
                 raise ResourceError(
-                    f"llm.gpus_per_actor={self._config.gpus_per_actor:g} needs a machine with a GPU that Ray counts, and there is none. "
+                    f"llm.gpus_per_actor={asked:g} needs a machine with a GPU that Ray counts, and there is none. "
                     "Start one (`nvidia-smi` and `ray status` show what is there), or use processors: llm.gpus_per_actor=0."
                 )
             if not machines:
@@ -243,7 +243,7 @@ class Asker:
             least = min(machines, key=lambda machine: (machine.gpus, machine.cpus))
             gpus = least.gpus
             memory = (self._config.gpu_memory or 0.0) * 2**30
-            if gpus and not memory and self._config.gpus_per_actor != 0:
+            if gpus and not memory and asked != 0:
                 memory = self._gpu_memory()
             model = models.resolve(self._config.model)
             if not models.is_unpacked(model):

@@ -28,7 +28,7 @@ from topicscale.config import Config
 from topicscale.errors import RequestError
 from topicscale.labels import names as names_given
 from topicscale.labels import weighed
-from topicscale.models import PACKAGED
+from topicscale.models import PACKAGED, is_path
 from topicscale.refine import nearest
 from topicscale.store import Store
 from topicscale.tables import OUTLIER
@@ -164,8 +164,7 @@ def _parameters(config: Config) -> dict[str, Any]:
     }
     model = config.embedding.model
     # where a model lies on this machine is nobody else's business, nor of use to them
-    local = Path(model).expanduser().is_dir() or Path(model).is_absolute() or model.startswith((".", "~"))
-    if config.input.embedding_column is None and not local:
+    if config.input.embedding_column is None and not is_path(model):
         found["embedding_model"] = f"sentence-transformers/{model}" if model in PACKAGED else model
     return found
 
