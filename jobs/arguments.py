@@ -214,7 +214,7 @@ def parser() -> argparse.ArgumentParser:
     plan.epilog = (
         "examples:\n"
         "  topicscale plan --documents 1e9 --tokens 60 --gpus 64 --spark-cores 512\n"
-        "  topicscale plan --documents 2e6 --tokens 120 --spark-cores 32 --ray-cpus 64 --rates rates.yaml\n"
+        "  topicscale plan --documents 2e6 --tokens 120 --spark-cores 32 --ray-cpus 64\n"
         "  topicscale plan --documents 1e8 --tokens 60 --gpus 8 --spark-cores 128 --cost-gpu-hour 2.5 --cost-core-hour .04 --json"
     )
     plan.add_argument("--documents", required=True, metavar="N", help="for example 1e9")

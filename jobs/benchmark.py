@@ -1,8 +1,8 @@
 """`topicscale benchmark`: run the whole job on a sample, and write the rates of this machine or cluster for `topicscale plan`.
 
 The job runs twice: on a few documents, which tells what any run costs, and on the sample, out of whose log most rates are read. Spark
-does its two stages once more, on many copies of the sample, since it has hardly begun where embedding has long to go; and what takes
-moments in a sample (comparing with topics, merging, making tokens) is timed by itself.
+does its two stages twice more, on few and on many copies of the sample's texts, since it has hardly begun where embedding has long to
+go; and what takes moments in a sample (comparing with topics, merging, making tokens) is timed by itself.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from topicscale.store import Store, UnitWrite, write_part
 DOCUMENTS, FEW, LEAST = 20_000, 2_000, 5_000
 """Documents of the first run, and of the smallest sample that says something."""
 MANY = 200_000
-"""Documents that Spark alone reads and counts."""
+"""Documents that Spark alone reads and counts, after few: what it takes beyond those is not start-up."""
 LEAVES, COMPARED, TOPICS = 20_000, 20_000, 500
 TEXTS = 1_000
 """Texts that are made into tokens alone."""
@@ -132,14 +132,14 @@ def benchmark(
                 raise RequestError(
                     f"The input must hold at least {LEAST:,} documents: fewer tell of start-up alone. Got {sample.documents:,} instead."
                 )
-            many = _spark_alone(config, inside, ui)
+            alone = _spark_alone(config, inside, FEW, ui), _spark_alone(config, inside, MANY, ui)
     finally:
         if ours:
             runtime.stop()
     where = f"{machine()}; {layout}{f' at {config.ray.where}' if config.ray.where else ''}, Spark with {spark_cores} cores"
     source = f"topicscale benchmark, {date.today()}, {sample.documents:,} documents in {sample.partitions:,} partitions"
     rates = {
-        name: Rate(float(f"{value:.4g}"), where, source) for name, value in _rates(few, sample, many, layout, spark_cores, given).items()
+        name: Rate(float(f"{value:.4g}"), where, source) for name, value in _rates(few, sample, alone, layout, spark_cores, given).items()
     }
     write_rates(output, rates)
     return {"rates": {name: dataclasses.asdict(rate) for name, rate in rates.items()}, "output": output, "seconds": dict(sample.seconds)}
@@ -219,12 +219,12 @@ class SparkAlone:
     """By stage."""
 
 
-def _spark_alone(config: Config, folder: Path, ui: Ui) -> SparkAlone:
-    """Return what Spark takes for many copies of a sample's texts, each with a word of its own, in as many topics as the sample has."""
+def _spark_alone(config: Config, folder: Path, documents: int, ui: Ui) -> SparkAlone:
+    """Return what Spark takes for so many copies of a sample's texts, each with a word of its own, in many topics."""
     texts = Store(folder / "sample").read("documents", ["text"])["text"].to_pylist()
-    path, characters = folder / "many.jsonl", 0
+    path, characters = folder / f"copies-{documents}.jsonl", 0
     with path.open("w", encoding="utf-8") as out:
-        for number in range(MANY):
+        for number in range(documents):
             text = f"{texts[number % len(texts)]} copy{number // len(texts)}"
             characters += len(text)
             out.write(json.dumps({"id": str(number), "text": text}) + "\n")
@@ -233,8 +233,8 @@ def _spark_alone(config: Config, folder: Path, ui: Ui) -> SparkAlone:
         input=InputConfig(paths=(str(path),), id_column="id"),
         partition=dataclasses.replace(config.partition, column=None, number=16),
     )
-    store = Store(folder / "many", create=True)
-    with opened(store, given, new_run_id(), ui, rows=MANY) as job:
+    store = Store(folder / f"copies-{documents}", create=True)
+    with opened(store, given, new_run_id(), ui, rows=MANY) as job:  # few documents too: started the same way, so that only work differs
         for partition in ingest.ingest(job, validate(given, store.uri)):
             pid = partition.partition_id
             ids = store.read("documents", ["doc_id"], partitions=[pid])["doc_id"]
@@ -249,7 +249,9 @@ def _size(store: Store, name: str) -> int:
     return sum(pa.table(store.table(name).get_add_actions())["size_bytes"].to_pylist())
 
 
-def _rates(few: Measured, sample: Measured, many: SparkAlone, layout: Layout, spark_cores: int, config: Config) -> dict[str, float]:
+def _rates(
+    few: Measured, sample: Measured, alone: tuple[SparkAlone, SparkAlone], layout: Layout, spark_cores: int, config: Config
+) -> dict[str, float]:
     """Return the rates that two runs tell, by the names of :data:`topicscale.capacity.UNITS`."""
     per_token, made = _tokens(sample.texts, config)
     threads, gpus = layout.cpus, layout.gpus
@@ -261,7 +263,7 @@ def _rates(few: Measured, sample: Measured, many: SparkAlone, layout: Layout, sp
     constant -= sum(seconds for stage in ("embed", "cluster", "assign") for _, seconds in few.units[stage]) / layout.actors
     rates = {
         "start": max(constant, 1.0),
-        "ingest": _beyond(few, many, "ingest") / spark_cores,
+        "ingest": _beyond(*alone, "ingest") / spark_cores,
         "tokenize": made,
         ("embed_gpu" if gpus else "embed_cpu"): tokens * width**3 / (embedding * (gpus or threads)),
         # the best unit: a worker's first one loads libraries
@@ -270,7 +272,7 @@ def _rates(few: Measured, sample: Measured, many: SparkAlone, layout: Layout, sp
         "leaves": sample.documents / (max(sample.detail["refine"]["local"], 1) * smallest),
         "merge": _merging(),
         "assign": _comparing(threads),
-        "terms": _beyond(few, many, "terms") / spark_cores,
+        "terms": _beyond(*alone, "terms") / spark_cores,
         "publish": sample.seconds["map"] + sample.seconds["publish"],
         "characters": per_token,
         "text_bytes": sample.table_bytes["documents"] / sample.characters,
@@ -282,7 +284,7 @@ def _rates(few: Measured, sample: Measured, many: SparkAlone, layout: Layout, sp
     return rates
 
 
-def _beyond(few: Measured, many: SparkAlone, stage: str) -> float:
+def _beyond(few: SparkAlone, many: SparkAlone, stage: str) -> float:
     """Return the characters a second of what a stage did with many documents beyond what it did with few: start-up aside."""
     return (many.characters - few.characters) / max(many.seconds[stage] - few.seconds[stage], 0.1 * many.seconds[stage])
 
