@@ -8,7 +8,7 @@ TESTS ?= tests
 PYTEST = timeout --kill-after=30 $(TEST_LIMIT) $(PY) -m pytest < /dev/null $(TESTS) --durations=10
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gpu demo test test-slow test-faults lint types check lock clean bench-setup bench-whole-job bench-memory bench-baselines bench-quality bench-embedding bench-merge bench-federation bench-updates bench-labels bench-finetune bench-partitions bench-cluster bench-gpu bench
+.PHONY: help setup setup-gpu demo test test-slow test-faults lint types lock clean bench-setup bench-whole-job bench-memory bench-baselines bench-quality bench-embedding bench-merge bench-federation bench-updates bench-labels bench-finetune bench-partitions bench-cluster bench-gpu bench
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -63,10 +63,10 @@ def parser() -> argparse.ArgumentParser:
         "Required, unless the configuration has input.paths",
     )
     run.add_argument("--text-column", metavar="C[,C]", help="column(s) with the text; several are joined (default: text)")
-    run.add_argument("--id-column", metavar="C", help="column with a unique id (default: a hash of the row's content)")
+    run.add_argument("--id-column", metavar="C", help="column with a unique id (default: a hash of what is stored of the row)")
     run.add_argument("--keep", metavar="C,C", help="input columns to keep beside the text (default: all of a simple type)")
     how = run.add_mutually_exclusive_group()
-    how.add_argument("--partition-column", metavar="C", help="one partition per value of this column")
+    how.add_argument("--partition-column", metavar="C", help="one partition per value of this column (at most 10,000)")
     how.add_argument(
         "--partitions",
         type=int,
@@ -87,7 +87,8 @@ def parser() -> argparse.ArgumentParser:
     update.add_argument("--refit", action="store_true", help="fit the topics of all documents anew, as a new generation")
     _configured(
         update,
-        "input.* of this batch, ray.*, spark.*, llm.* of this machine; with --refit all but those of input and partitions",
+        "input.* of this batch, ray.*, spark.*, llm.* of this machine; with --refit any but partition.* and input.* (of which "
+        "embedding_column)",
         file=False,
     )
     forget = add(
@@ -114,7 +115,7 @@ def parser() -> argparse.ArgumentParser:
     )
     label.add_argument("--topics", metavar="N,N", help="only these topics")
     label.add_argument("--only-unlabelled", action="store_true", help="leave out topics that have the aspect")
-    _configured(label, "represent.*, llm.* or ray.*, as YAML; may be repeated")
+    _configured(label, "represent.*, llm.*, ray.* or spark.*, as YAML; may be repeated")
     finetune = add(
         "finetune",
         "Train an embedding model on a store's documents or on labelled texts, judge it against its base, and publish it to the store "
@@ -128,17 +129,19 @@ def parser() -> argparse.ArgumentParser:
         "  on scored pairs      cosine, augsbert              sentence1, sentence2, score\n"
         "  on inference pairs   softmax, mnr                  sentence1, sentence2, label\n"
         "  on classes           setfit, mnr                   text, label\n"
-        "tsdae,cosine trains one after the other; mnr+cosine trains both together. gpl needs a file (see docs/finetuning.md).\n\n"
+        "tsdae,cosine trains one after the other; mnr+cosine trains both together. gpl needs a file, or the preset of its name, and no\n"
+        "--recipe (see docs/finetuning.md).\n\n"
         "examples:\n"
         "  topicscale finetune --recipe crop --store tickets/ --output tickets-minilm\n"
         "  topicscale finetune --recipe mnr --input papers.jsonl --columns anchor=title,positive=abstract --output papers-minilm/\n"
-        "  topicscale run --input tickets.csv --store tickets/ --set embedding.model=tickets-minilm\n"
+        "  topicscale update --refit --store tickets/ --set embedding.model=tickets-minilm\n"
+        "  topicscale finetune --config gpl --store tickets/ --output tickets-gpl\n"
         "Exit code 1: the model was trained, and is worse than its base."
     )
-    finetune.add_argument("--recipe", metavar="NAME", help="what is trained (see below); or finetune.steps in the configuration")
+    finetune.add_argument("--recipe", metavar="NAME", help="what is trained (see below), where --config has no finetune.steps")
     finetune.add_argument("--store", metavar="URI", help="a store: its documents are trained on, and the model is published to it")
     finetune.add_argument("--input", nargs="+", metavar="PATH", help="labelled texts: csv, tsv, json lines, parquet or a Delta table")
-    finetune.add_argument("--columns", metavar="NAME=C,...", help="the columns of --input, by the names below (default: those names)")
+    finetune.add_argument("--columns", metavar="NAME=C,...", help="the columns of --input, by the names below (default: their usual names)")
     finetune.add_argument(
         "--base", metavar="MODEL", help="packaged name, folder, hub id, or a model of the store (default: all-MiniLM-L6-v2)"
     )
@@ -147,9 +150,11 @@ def parser() -> argparse.ArgumentParser:
         "--judge", action="append", metavar="TASK", help="what base and model are judged by, as `evaluate --task` takes it; may be repeated"
     )
     finetune.add_argument("--measure", metavar="TASK.MEASURE", help="the measure that decides (default: the first judge's own)")
-    finetune.add_argument("--workers", type=int, metavar="N", help="processes that train together (default: one for each GPU, else one)")
+    finetune.add_argument(
+        "--workers", type=int, metavar="N", help="processes that train together (default: as many of the GPUs as divide a batch)"
+    )
     finetune.add_argument("--force", action="store_true", help="publish the model although it is worse than its base; that is noted")
-    _configured(finetune, "finetune.*, input.format, input.options or ray.*, as YAML")
+    _configured(finetune, "finetune.*, embedding.prompt, input.format, input.options or ray.*, as YAML")
     finetune.add_argument("--dry-run", action="store_true", help="check everything and print the plan, start nothing")
     add("models", "List the embedding models that were trained on a store, and what they were judged.")
     merge = add(
@@ -242,10 +247,13 @@ def parser() -> argparse.ArgumentParser:
     )
     benchmark.add_argument("--output", required=True, metavar="FILE", help="the rates, as YAML")
     benchmark.add_argument(
-        "--input", nargs="+", metavar="PATH", help="a corpus, as run takes it (default: docstrings of the installed packages)"
+        "--input",
+        nargs="+",
+        metavar="PATH",
+        help="a corpus of at least 5,000 documents, as run takes it (default: docstrings of the installed packages)",
     )
     benchmark.add_argument("--text-column", metavar="C[,C]", help="column(s) with the text (default: text)")
-    benchmark.add_argument("--documents", metavar="N", help="of the docstrings, without --input (default: 20000)")
+    benchmark.add_argument("--documents", metavar="N", help="of the docstrings, without --input (default: 20000, at least 5000)")
     benchmark.add_argument("--ray", metavar="ADDRESS", help="a running Ray cluster (default: this machine)")
     benchmark.add_argument("--spark", metavar="MASTER", help="a Spark master or sc://... (default: this machine)")
     benchmark.add_argument("--spark-cores", type=int, metavar="N", help="of all executors together; required with --spark")
@@ -309,7 +317,8 @@ def parser() -> argparse.ArgumentParser:
         "--spark sc://spark:15002\n"
         "  topicscale submit label --store s3://topics/news --aspect llm --config llama2 --ray http://localhost:8265 --no-wait"
     )
-    submit.add_argument("--ray", metavar="ADDRESS", help="the head's job API, such as http://head:8265 (default: RAY_API_SERVER_ADDRESS)")
+    api = "(default: RAY_API_SERVER_ADDRESS, or RAY_ADDRESS where it begins with http)"
+    submit.add_argument("--ray", metavar="ADDRESS", help=f"the head's job API, such as http://head:8265 {api}")
     submit.add_argument("--spark", metavar="MASTER", help="spark://host:7077, or sc://host:15002 (default: inside the job's driver)")
     submit.add_argument("--no-wait", action="store_true", help="print the job's id and leave")
     submit.add_argument("--job-id", metavar="ID", help="the job's id (default: made up)")
@@ -319,7 +328,7 @@ def parser() -> argparse.ArgumentParser:
     known = add("jobs", "List jobs that were submitted to a cluster, show what one has said, or stop it.", store=None, storage=False)
     known.add_argument("action", choices=["list", "logs", "stop"])
     known.add_argument("job", nargs="?", metavar="ID", help="of logs and stop")
-    known.add_argument("--ray", metavar="ADDRESS", help="the head's job API (default: RAY_API_SERVER_ADDRESS)")
+    known.add_argument("--ray", metavar="ADDRESS", help=f"the head's job API {api}")
     known.add_argument("--follow", action="store_true", help="logs: go on until the job ends, and leave with its exit code")
     return made
 

@@ -103,10 +103,10 @@ def configuration(options: argparse.Namespace) -> Config:
     return load(file=options.config, overrides=options.set, values=chosen)
 
 
-def _say(text: str, *, end: str = "\n", file: Any = None) -> None:
+def _say(text: str, *, file: Any = None) -> None:
     """Print. A reader that has left (``| head``) is no failure: what is to be done is done."""
     with contextlib.suppress(BrokenPipeError):
-        print(text, end=end, file=file, flush=file is not None)
+        print(text, file=file, flush=file is not None)
 
 
 def _tell(options: argparse.Namespace, found: Any, describe: Callable[[Any], str]) -> None:
@@ -147,7 +147,7 @@ def _ended(result: Any, options: argparse.Namespace) -> int:
         _say(f"Next: topicscale topics --store {options.store}   or   topicscale report --store {options.store} --output report.html")
     for stage, units in () if options.json else result.failed.items():  # there they are in the result
         for partition_id, error in sorted(units.items()):
-            _say(f"failed: {stage} of partition {partition_id}: {error}", file=sys.stderr)
+            _say(printable(f"failed: {stage} of partition {partition_id}: {error}"), file=sys.stderr)
     return FAILED if result.failed else DONE
 
 
@@ -308,6 +308,8 @@ def _finetune(options: argparse.Namespace) -> int:
 
     values: dict[str, Any] = {}
     if options.recipe is not None:
+        if load(file=options.config, overrides=options.set).finetune.steps:
+            raise RequestError("--recipe must be left out where the configuration has finetune.steps, which say what is trained. Got both.")
         values["steps"] = list(of_text(options.recipe))
     for key in ("base", "workers", "measure"):
         if getattr(options, key) is not None:
@@ -435,6 +437,43 @@ def _paths(option: str, given: str) -> list[str]:
     return [] if not told else [told] if "://" in told else [path.strip() for path in told.partition(":")[0].split(",")]
 
 
+def _check_places(wanted: argparse.Namespace, *, sent: bool) -> None:
+    """Raise RequestError where a command that is for a cluster names paths of this machine; ``sent``: a folder goes along."""
+    from topicscale.finetune.steps import parse
+
+    if wanted.command == "run":
+        config = configuration(wanted)
+    else:
+        values = _input_of(wanted) if wanted.command == "benchmark" else None
+        config = load(file=getattr(wanted, "config", None), overrides=getattr(wanted, "set", []), values=values)
+    # a model's name in the store is no path
+    files = ["ids", "reference", "task", "rates", "folder"]
+    files += ["output"] if wanted.command != "finetune" or wanted.store is None else []
+    files += ["input"] if wanted.command == "finetune" else []
+    places = {f"--{name}": getattr(wanted, name, None) or [] for name in ("store", "input", "inputs", "from", "to", *files)}
+    if wanted.command in ("run", "benchmark"):
+        places["input.paths"] = config.input.paths
+    if wanted.command == "finetune" and config.finetune.steps:
+        places["finetune.steps"] = [path for step in parse(config.finetune) for part in step.parts for path in part.input]
+    for option, given in places.items():
+        for path in [given] if isinstance(given, str) else given:
+            for bare in _paths(option.removeprefix("--"), path):
+                storage.address(bare)
+                if "://" not in bare and not os.path.isabs(bare):
+                    raise RequestError(f"{option} must be an absolute path or an address, as it is the cluster's. Got {path!r} instead.")
+                if "://" in bare and option.removeprefix("--") in (*files, "finetune.steps"):
+                    raise RequestError(f"{option} must be an absolute path: it is a file of the cluster's machines. Got {path!r} instead.")
+    names = {f"--{option}": getattr(wanted, option, None) or [] for option in ("model", "base")}
+    names |= {"embedding.model": config.embedding.model, "llm.model": config.llm.model, "llm.prompt": config.llm.prompt or []}
+    for option, given in names.items():
+        for name in [given] if isinstance(given, str) else given:
+            # what is in the folder that goes along is there, and a name alone that is a folder's here may be the store's
+            if not sent and not os.path.isabs(name) and (os.path.isfile(name) or (os.sep in name and os.path.isdir(name))):
+                raise RequestError(
+                    f"{option} must be a name or an absolute path, as it is the cluster's. Got {name!r}, which is on this machine, instead."
+                )
+
+
 def _submission(options: argparse.Namespace) -> Any:
     from jobs.submit import Submission, runtime_env
 
@@ -442,28 +481,7 @@ def _submission(options: argparse.Namespace) -> Any:
     if not options.sent or options.sent[0] in ("submit", "jobs"):
         raise RequestError(f"submit must be given a command of topicscale, such as run. Got {' '.join(options.sent) or 'none'} instead.")
     wanted = parser().parse_args(command)  # what is wrong with the command is said here and now
-    # a model's name in the store is no path
-    files = ["ids", "reference", "task", *(["output"] if wanted.command != "finetune" or wanted.store is None else [])]
-    files += ["input"] if wanted.command == "finetune" else []
-    for name in ("store", "input", "inputs", "from", "to", *files):
-        given = getattr(wanted, name, None) or []
-        for path in [given] if isinstance(given, str) else given:
-            for bare in _paths(name, path):
-                if "://" not in bare and not os.path.isabs(bare):
-                    raise RequestError(f"--{name} must be an absolute path or an address, as it is the cluster's. Got {path!r} instead.")
-                if "://" in bare and name in files:
-                    raise RequestError(f"--{name} must be an absolute path: it is a file of the cluster's machines. Got {path!r} instead.")
-    named = {f"--{option}": getattr(wanted, option, None) or [] for option in ("model", "base")}
-    if wanted.command == "run":
-        named["embedding.model"] = configuration(wanted).embedding.model
-    elif getattr(wanted, "config", None) is not None or getattr(wanted, "set", None):
-        chosen = load(file=getattr(wanted, "config", None), overrides=getattr(wanted, "set", []))
-        named["embedding.model"] = chosen.embedding.model
-    for option, names in named.items():
-        for name in [names] if isinstance(names, str) else names:
-            # what is in the folder that goes along is there, and a name alone may be the store's
-            if options.working_dir is None and os.sep in name and os.path.isdir(name) and not os.path.isabs(name):
-                raise RequestError(f"{option} must be a name or an absolute path, as it is the cluster's. Got the folder {name!r} instead.")
+    _check_places(wanted, sent=options.working_dir is not None)
     if wanted.storage is not None:
         load(file=wanted.storage)
     if "token=" in (options.spark or ""):
@@ -492,11 +510,12 @@ def _submission(options: argparse.Namespace) -> Any:
 def _follow(job: str, address: str, options: argparse.Namespace) -> int:
     from jobs import submit
 
-    ended = submit.follow(job, address, write=lambda text: print(text, end="", flush=True), say=_sayer(options))
+    log = sys.stderr if options.json else sys.stdout
+    ended = submit.follow(job, address, write=lambda text: print(printable(text), end="", file=log, flush=True), say=_sayer(options))
     if options.json:
         _say(json.dumps(dataclasses.asdict(ended)))
     else:
-        _say(f"{job}: {ended.status.lower()}{f': {ended.message}' if ended.exit_code else ''}", file=sys.stderr)
+        _say(printable(f"{job}: {ended.status.lower()}{f': {ended.message}' if ended.exit_code else ''}"), file=sys.stderr)
     return ended.exit_code
 
 
@@ -513,7 +532,8 @@ def _jobs(options: argparse.Namespace) -> int:
     if options.action == "logs":
         if options.follow:
             return _follow(options.job, address, options)
-        _say(submit.logs(options.job, address), end="")
+        log = submit.logs(options.job, address)
+        _tell(options, {"job": options.job, "log": log}, lambda _: log.removesuffix("\n"))
         return DONE
     ended = submit.stop(options.job, address)
     _say(json.dumps(dataclasses.asdict(ended)) if options.json else f"{ended.job}: {ended.status.lower()}")
@@ -534,7 +554,7 @@ def _ui(options: argparse.Namespace) -> Any:
 
 def _complain(options: argparse.Namespace, error: object, code: int) -> int:
     told = {"error": str(error), "kind": type(error).__name__, "exit_code": code}
-    _say(json.dumps(told) if options.json else f"error: {error}", file=sys.stderr)
+    _say(json.dumps(told) if options.json else printable(f"error: {error}"), file=sys.stderr)
     return code
 
 

@@ -81,7 +81,7 @@ def diff(before: str, after: str, *, min_change: float = MIN_CHANGE) -> dict[str
     one, other = _open(before), _open(after)
     try:
         flows, ids_differ = _flows(one, other)
-    except (FileNotFoundError, DeltaError) as error:
+    except DeltaError as error:
         raise _removed(error) from error
     one_space = len(one.spaces | other.spaces) == 1 and _same_width(one.side, other.side)
     if flows is None and not one_space and len(one.side.ids) and len(other.side.ids):
@@ -170,7 +170,7 @@ def _open(target: str) -> _End:
     try:
         topics = store.read("topics", TOPICS)
         sites = store.read("site_topics", ["embedding_space", "embedding_model"]) if "site_topics" in snapshot.versions else None
-    except (FileNotFoundError, DeltaError) as error:
+    except DeltaError as error:
         raise _removed(error) from error
     spaces, models = (
         sorted({str(value) for value in (sites[column].to_pylist() if sites is not None else []) if value})

@@ -8,7 +8,7 @@ from typing import Any
 from jobs.engines import Engines
 from jobs.job import Job
 from jobs.progress import Ui
-from jobs.run import done_already, validate
+from jobs.run import check_held, done_already, validate
 from ray_actors import runtime
 from topicscale import registry, storage
 from topicscale.capacity import worker_memory
@@ -32,6 +32,7 @@ def dry_run(config: Config, store: str) -> dict[str, Any]:
     found = validate(config, store)
     skipped: dict[str, tuple[int, int]] = {}
     if there:
+        check_held(Store(store))
         skipped = done_already(Job(Store(store), config, "dry-run", Ui("quiet"), Engines(config)), found)
     else:
         check_vacant(store)
@@ -55,7 +56,7 @@ def dry_run(config: Config, store: str) -> dict[str, Any]:
             "bytes": found.bytes,
             "characters_estimated": found.characters,
         },
-        "columns": [column.name for column in found.columns],
+        "columns": list(found.kinds),
         "partitions": partitions if config.partition.column is None else f"one per value of {config.partition.column}",
         "workers": str(layout) if layout is not None else f"as many as {config.ray.where} holds",
         "memory_per_worker_bytes": memory,

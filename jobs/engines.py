@@ -18,6 +18,7 @@ from ray_actors.runtime import Layout
 from ray_actors.worker import Worker
 from topicscale import storage
 from topicscale.config import Config
+from topicscale.errors import ResourceError
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -118,6 +119,38 @@ def session() -> Iterator[Session]:
         mine.close()
 
 
+_jobs = threading.RLock()
+_under_way = ""
+
+
+@contextlib.contextmanager
+def alone(uri: str) -> Iterator[None]:
+    """Hold the engines of this process for a job: those of one that another thread began would be ended with this one's.
+
+    Parameters
+    ----------
+    uri : str
+        What the job writes.
+
+    Raises
+    ------
+    ResourceError
+        A job of another thread is under way.
+    """
+    global _under_way
+    if not _jobs.acquire(blocking=False):
+        raise ResourceError(
+            f"Another job runs in this process ({_under_way}), and Spark and Ray are one for all of a process's threads. Wait for "
+            "it to end, or start this one in a process of its own."
+        )
+    outer, _under_way = _under_way, uri
+    try:
+        yield
+    finally:
+        _under_way = outer
+        _jobs.release()
+
+
 class Engines:
     """Both engines of one job.
 
@@ -149,15 +182,13 @@ class Engines:
     def spark(self) -> SparkSession:
         """The Spark session."""
         if self._spark is None:
-            from pyspark.sql import SparkSession
-
             from spark import session
 
             if _session is not None and (kept := _session.spark(self._how, self._brief)) is not None:
                 self._spark = kept
                 return kept
             began = time.monotonic()
-            self._our_spark = SparkSession.getActiveSession() is None
+            self._our_spark = session.running() is None
             self._spark = session.start(
                 self._config.spark, brief=self._brief, remote=self._remote, timeout=self._config.ray.timeout, say=self._say
             )

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from topicscale import evaluate as measures
 from topicscale.config import Config
@@ -51,11 +52,12 @@ def evaluate(store: str, *, labels: str | None = None) -> dict[str, Any]:
         "words": measures.topic_quality(words, documents()),
     }
     if labels is not None:
-        true = source.read("documents", ["doc_id", labels])
-        # names of our own: a kept column may be called topic_id
-        true, predicted = true.rename_columns(["id", "true"]), source.read("assignments", ["doc_id", "topic_id"])
+        true, predicted = source.read("documents", ["doc_id", labels]), source.read("assignments", ["doc_id", "topic_id"])
+        # as text: Arrow joins no lists. By names of our own: a kept column may be called topic_id
+        shown = pa.array([None if v is None or v != v else str(v) for v in true[labels].to_pylist()], pa.string())
+        true = pa.table({"id": true["doc_id"], "true": shown})
         joined = true.join(predicted.rename_columns(["id", "predicted"]), "id", join_type="inner")
-        named = np.array([None if v is None or v != v else str(v) for v in joined["true"].to_pylist()], dtype=object)
+        named = np.array(joined["true"].to_pylist(), dtype=object)
         if all(label is None for label in named):
             raise RequestError(f"--labels must be a column that holds labels. {labels!r} holds none.")
         found["labels"] = {"column": labels, **measures.clustering(named, joined["predicted"].to_numpy())}

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from topicscale import lease
 from topicscale.errors import RequestError
 from topicscale.ledger import Ledger, at_hand
 from topicscale.outgoing import UNTOLD, Outgoing, own_leaves, topic_sizes
@@ -74,6 +75,7 @@ def export(store: str | Path, output: str | Path, *, min_documents: int = MIN_DO
         making = Outgoing(source, snapshot, ledger, leaves, min_documents, name)
         entry, found = making.make()
         keep()
+        lease.check(source.uri)
         _send(entry.store, target, source.site_id)
     return {"output": str(target), **found}
 

@@ -17,14 +17,14 @@ from typing import Any
 
 import yaml
 
-from jobs.engines import Engines
+from jobs.engines import Engines, alone
 from jobs.job import new_run_id
 from jobs.progress import Ui
 from jobs.stages import examples, judging
 from jobs.stages.tutors import Tutors
 from ray_actors import runtime
 from topicscale import registry
-from topicscale.config import Config, fingerprint
+from topicscale.config import Config, EmbeddingConfig, fingerprint
 from topicscale.errors import MissingDependency, RequestError, StoreError
 from topicscale.finetune import base as bases
 from topicscale.finetune import steps as plans
@@ -32,10 +32,10 @@ from topicscale.finetune.steps import Step
 from topicscale.finetune.training import check_deepspeed
 from topicscale.judge.rank import kind
 from topicscale.judge.task import MEASURES
-from topicscale.models import resolve
+from topicscale.models import in_place, resolve
 from topicscale.store import PENDING, TRAINING, Store, exclusive, local_path
 
-CODE = 1
+CODE = 2
 """Raised when the same request would train another model."""
 NEEDED = ("accelerate", "datasets")
 
@@ -96,9 +96,9 @@ def finetune(
     asked = request(config, output, store=store, input=input, columns=columns)
     if force and (found := _forced(asked)) is not None:
         return found | {"seconds": round(time.monotonic() - began, 3)}
-    with _working_folder(asked, ui) as work:
+    with _working_folder(asked, ui) as work, alone(str(work)):
         engines = Engines(asked.config, say=partial(ui.log, "warning"))
-        tutors = Tutors(asked.config, engines, work, ui)
+        tutors = Tutors(asked.config, engines, work, ui, asked.base.path)
         try:
             done = _train(asked, work, tutors, ui)
             measures = _judged(asked, work, done, tutors, ui)
@@ -139,11 +139,14 @@ def request(
     name = folder.name
     registry.check_name(name)
     if held is None and folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
-        raise RequestError(f"--output must be a new folder, or a name beside --store. {output!r} is there already.")
+        left = [str(path) for path in folder.parent.glob(f".{name}.finetune.*/")]  # killed after its model was placed, or before
+        more = f" Remove {left[0]!r}, too, where a training that was stopped has left texts." if left else ""
+        raise RequestError(f"--output must be a new folder, or a name beside --store. {output!r} is there already.{more}")
     tuned = config.finetune
     if held is not None and (mine := registry.named(held, tuned.base)) is not None:
         config = dataclasses.replace(config, finetune=dataclasses.replace(tuned, base=str(mine.path)))
     base = bases.inspect(config.finetune.base)
+    config = dataclasses.replace(config, embedding=in_place(str(base.path), _embedding(config, held)))
     for number, step in enumerate(steps):
         bases.check(
             base,
@@ -164,6 +167,13 @@ def request(
     data = examples.collect(steps, config, store=held, input=input, columns=columns or {}, judged=bool(tuned.judges))
     judges = judging.collect(config, data, store=held)
     return Request(name, config, steps, base, data, judges, deepspeed, held, folder)
+
+
+def _embedding(config: Config, store: Store | None) -> EmbeddingConfig:
+    """Return how texts are embedded: as asked for, else as the store's documents are."""
+    snapshots = store.snapshots() if store is not None else []
+    asked, theirs = config.embedding, Config.from_dict(snapshots[-1].configuration if snapshots else {}).embedding
+    return dataclasses.replace(asked, prompt=asked.prompt or theirs.prompt, max_tokens=asked.max_tokens or theirs.max_tokens)
 
 
 def plan(asked: Request) -> dict[str, Any]:
@@ -338,10 +348,12 @@ def _check_documents(store: Store, version: int | None) -> None:
 
 def _print(asked: Request) -> str:
     tuned = dataclasses.replace(asked.config.finetune, workers=None, checkpoint_steps=None, judges=(), measure=None, margin=0.0)
-    # DeepSpeed's checkpoints are of one number of workers, and its settings may be in a file
-    together = [asked.config.finetune.workers, asked.deepspeed] if asked.deepspeed is not None else None
-    beside = [part.recipe.depends(part.options) for step in asked.steps for part in step.parts]
-    return fingerprint("finetune", CODE, asked.base.revision, tuned, asked.data.digest, beside, together)
+    beside: list[Any] = [part.recipe.depends(part.options) for step in asked.steps for part in step.parts]
+    beside.append(asked.deepspeed)  # its settings may be in a file
+    embedding = asked.config.embedding
+    if embedding.prompt or embedding.max_tokens:
+        beside.append([embedding.prompt, embedding.max_tokens])
+    return fingerprint("finetune", CODE, asked.base.revision, tuned, asked.data.digest, beside)
 
 
 def describe_plan(found: Mapping[str, Any]) -> str:

@@ -93,6 +93,7 @@ def forget(ids_file: str | Path, store: str | Path, *, ui: Ui | None = None) -> 
         "forgotten": len(found),
         "not_found": sum(not {line, line.strip()} & (found | refused) for line in asked),
         "quarantined": quarantined,
+        "finished_earlier": pending is not None,
         "generation": target.snapshots()[-1].generation,
         "seconds": round(time.monotonic() - began, 3),
     }
@@ -102,7 +103,8 @@ def describe(found: Mapping[str, Any]) -> str:
     """Return what was removed, for people."""
     missing = f" {found['not_found']:,} of the ids are not in this store." if found["not_found"] else ""
     if not found["forgotten"] and not found["quarantined"]:
-        return f"Nothing to forget.{missing}"
+        done = "A forget that was cut short is finished: old files are deleted." if found["finished_earlier"] else "Nothing to forget."
+        return f"{done}{missing}"
     more = f", {found['quarantined']:,} rows out of quarantine" if found["quarantined"] else ""
     return (
         f"{found['forgotten']:,} documents forgotten{more}, {found['seconds']:.0f} s -> {found['store']} "

@@ -209,13 +209,15 @@ def clear(target: Store) -> None:
 def erase(target: Store, *, unfinished: bool) -> None:
     """Remove generations, files and all, whose documents are not the newest one's: what a site has removed is gone here, too.
 
+    One without documents goes as well where others have some: its topics' terms are the documents' words.
+
     Parameters
     ----------
     unfinished : bool
         A merge before this one was cut short, and may have left documents that no generation names.
     """
     *older, newest = target.snapshots()
-    if unfinished or any(held.versions.get("documents") not in (None, newest.versions.get("documents")) for held in older):
+    if unfinished or any(held.versions.get("documents") != newest.versions.get("documents") for held in older):
         if target.has("answers"):  # a model's answers tell what its prompts held
             target.table("answers").delete()
         target.forget_history()

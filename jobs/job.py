@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from jobs.engines import Engines
+from jobs.engines import Engines, alone
 from jobs.progress import Ui
 from ray_actors.parts import Done
 from ray_actors.pool import Outcome, Unit
@@ -46,7 +46,7 @@ CODE = dict.fromkeys(
         "forget",
     ),
     1,
-) | {"calibrate": 2, "map": 2}
+) | {"ingest": 2, "calibrate": 2, "map": 2}
 """Raised when a stage's code makes other rows of the same input, so that old results are not taken for new ones."""
 FLUSH_UNITS, FLUSH_SECONDS, FLUSH_SHARE = 64, 3.0, 0.05
 """Finished units are committed together once there are so many, or the oldest waited so long. Where commits are slow (many partitions, a
@@ -84,26 +84,32 @@ def opened(
         See :class:`Job`.
     reads : sequence of str
         Paths of the input, where there is any.
+
+    Raises
+    ------
+    ResourceError
+        Another thread of this process runs a job.
     """
     remote = storage.schemes([store.uri, *reads])
     engines = Engines(config, rows=rows, say=partial(ui.log, "warning"), remote=remote)
     job = Job(store, config, run_id, ui, engines, adds=adds)
-    try:
-        yield job
-    except KeyboardInterrupt:
-        ui.log("warning", f"Interrupted. What is finished is kept: run the same command again to go on. (store {store.uri})")
-        raise
-    except Exception as error:
-        from spark.session import said
-
-        if why := said(error):
-            raise JobFailed(f"Spark failed: {why}. What is finished is kept: run the same command again to go on.") from error
-        raise
-    finally:
+    with alone(store.uri):
         try:
-            job.flush()
+            yield job
+        except KeyboardInterrupt:
+            ui.log("warning", f"Interrupted. What is finished is kept: run the same command again to go on. (store {store.uri})")
+            raise
+        except Exception as error:
+            from spark.session import said
+
+            if why := said(error):
+                raise JobFailed(f"Spark failed: {why}. What is finished is kept: run the same command again to go on.") from error
+            raise
         finally:
-            engines.close()
+            try:
+                job.flush()
+            finally:
+                engines.close()
 
 
 @dataclass

@@ -16,9 +16,9 @@ from topicscale.config import Config, EmbeddingConfig
 from topicscale.embedding import Embedder
 from topicscale.errors import ModelError, RequestError
 from topicscale.judge.rank import Row, ranked, table
-from topicscale.judge.task import Corpus, Ready, load, parse
+from topicscale.judge.task import Corpus, Ready, Task, load, parse
 from topicscale.judge.topics import chosen
-from topicscale.models import ResolvedModel, check, resolve
+from topicscale.models import ResolvedModel, check, in_place, resolve
 from topicscale.represent.view import Encode
 from topicscale.store import Store
 
@@ -43,7 +43,8 @@ def judge(
     tasks : sequence of str
         As :func:`topicscale.judge.task.parse` reads them; with a store and none, ``topics``.
     store : str, optional
-        Its documents, and its clustering and term settings, are what ``topics`` is judged with.
+        Its documents, and its clustering and term settings, are what ``topics`` is judged with. All tasks' texts are embedded behind
+        its prompt, and truncated as its documents are.
     labels : str, optional
         A kept column of the store's documents, for the NMI of ``topics``.
     progress : callable, optional
@@ -66,15 +67,13 @@ def judge(
     found = {name: find(name, store) for name in models}
     for model in found.values():
         check(EmbeddingConfig(model=str(model.path)))
-    own = any(task.kind == "topics" and not task.paths for task in asked)
-    if labels is not None and not own:
+    if labels is not None and not any(task.kind == "topics" and not task.paths for task in asked):
         raise RequestError("--labels is for topics on the store's documents. Add --task topics.")
-    config = None if store is None or own else _configuration(store)
-    ready = load(asked, corpus=corpus(store, labels=labels) if own and store is not None else None, config=config)
-    scores = {}
+    ready = prepared(asked, store, labels=labels)
+    how, scores = (EmbeddingConfig() if store is None else _configuration(store).embedding), {}
     for name, model in found.items():
         scores[name] = measure(
-            encoder(model), ready, progress=None if progress is None else lambda said, name=name: progress(f"{name}: {said}")
+            encoder(model, how), ready, progress=None if progress is None else lambda said, name=name: progress(f"{name}: {said}")
         )
     rows = ranked(scores)
     return {
@@ -84,6 +83,20 @@ def judge(
             for row in rows
         ],
     }
+
+
+def prepared(tasks: Sequence[Task], store: str | None, *, labels: str | None = None) -> list[Ready]:
+    """Return the tasks with their data, ``topics`` with the documents and the settings of the store.
+
+    Raises
+    ------
+    RequestError, InputError, ConfigError, MissingDependency, ResourceError, StoreError
+        As :func:`topicscale.judge.task.load` and :func:`corpus` do.
+    """
+    own = store is not None and any(task.kind == "topics" and not task.paths for task in tasks)
+    if store is None or not any(task.kind == "topics" for task in tasks):
+        return load(tasks)
+    return load(tasks, corpus=corpus(store, labels=labels)) if own else load(tasks, config=_configuration(store))
 
 
 def describe(found: dict[str, Any]) -> str:
@@ -109,17 +122,17 @@ def find(name: str, store: str | None) -> ResolvedModel:
     ModelError
         There is none.
     """
-    if store is not None and (trained := registry.named(Store(store), name)) is not None:
-        return dataclasses.replace(resolve(str(trained.path)), name=name)
+    if store is not None and (folder := registry.weights(Store(store), name)) is not None:
+        return dataclasses.replace(resolve(str(folder)), name=name)
     return resolve(name)
 
 
-def encoder(model: ResolvedModel) -> Encode:
-    """Return a function from texts to a model's unit vectors, float32, loading the model."""
+def encoder(model: ResolvedModel, how: EmbeddingConfig | None = None) -> Encode:
+    """Return a function from texts to a model's unit vectors, float32, loading the model; with a store's prompt and limit of tokens."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = EmbeddingConfig(model=str(model.path), backend="torch", dtype="float32")
+    config = dataclasses.replace(in_place(str(model.path), how or EmbeddingConfig()), backend="torch", dtype="float32")
     embedder = Embedder(config, threads=len(os.sched_getaffinity(0)), device=device)
 
     def encode(texts: Sequence[str]) -> Float32:

@@ -28,6 +28,8 @@ from topicscale.tables import LOGS, OUTLIER, TABLES
 from topicscale.terms import name, top_terms
 
 Match = Literal["embeddings", "terms"]
+State = tuple[str, int, int]
+"""A state of a site's topics: its id, the generation, and how many documents hold each term that is told."""
 TERMS_SIMILARITY = 0.5
 """Cosine of c-TF-IDF rows at which topics are matched by their words, unless one is given."""
 SHOWN = 10
@@ -56,8 +58,9 @@ def merge(
 ) -> dict[str, Any]:
     """Merge the topics of stores into another and return what became of each one's.
 
-    The inputs' ``site_topics`` and ``pilots`` are all that is read of them, unless documents are asked for. The result is a
-    function of the set of their leaves: order, grouping (a merge of merges) and repetition change nothing, topic ids included.
+    The inputs' ``site_topics`` and ``pilots``, and who gave their labels, are all that is read of them, unless documents are asked for.
+    The result is a function of the set of their leaves: order, grouping (a merge of merges) and repetition change nothing, topic ids
+    included.
 
     Parameters
     ----------
@@ -77,8 +80,8 @@ def merge(
     Raises
     ------
     RequestError
-        Stores of different embedding models or term settings, or fewer than one input. With documents: sites of one name, or
-        an input that is itself a merge with documents.
+        Stores of different embedding models or term settings, copies of one store with different topics, or fewer than one input. With
+        documents: sites of one name, or an input that is itself a merge with documents.
     StoreError
         An input is no store or holds no finished run; the output holds something else than a merge.
     """
@@ -90,8 +93,9 @@ def merge(
     opened = [_open(*given) if isinstance(given, tuple) else _given(str(given)) for given in inputs]
     if not opened:
         raise RequestError("merge must be given at least one store.")
-    superseded = _superseded(opened)
-    union = federate.unite([_named(i, "site_topics") for i in opened], [_named(i, "pilots") for i in opened])
+    leaves = [_named(i, "site_topics") for i in opened]
+    superseded = _superseded(opened, leaves)
+    union = federate.unite(leaves, [_named(i, "pilots") for i in opened], [labels.written(i.store) for i in opened])
     if match == "embeddings":
         federate.check_spaces(union)
     height = threshold = None
@@ -123,7 +127,7 @@ def merge(
             "documents": int(sum(union.rows["size"].to_pylist())),
             "topics": federation.merged.number,
             "outliers": int(union.rows["size"].to_numpy()[union.outliers].sum()),
-            "space": "" if len(union.spaces) > 1 else next(iter(union.spaces), ""),
+            "space": next(iter(union.spaces), ("", 0))[0] if len(union.spaces) < 2 else "",
             "model": ", ".join(sorted(set(union.spaces.values()))),
             "height": height,
             "similarity": threshold,
@@ -141,6 +145,7 @@ def merge(
             ],
             "copied": gather.counted(target, copied),
             "merged": True,
+            "written": dict(federation.union.written),
             "without_terms": federation.without_terms,
         }
         configuration = _configuration(opened, union.spaces).to_dict()
@@ -186,8 +191,9 @@ def describe(found: Mapping[str, Any]) -> str:
         lines.append(f"{what}: sizes and vectors add up exactly, term counts do not.")
     if found["without_terms"]:
         lines.append(f"{found['without_terms']:,} topics came without any term: nothing could be matched with them, so each stays alone.")
-    for uri in found["superseded"]:
-        lines.append(f"{uri} counts for nothing: another input is a later state of the same store (a copy keeps its store's id).")
+    for uri, sites in found["superseded"].items():
+        of = f"{', '.join(sites[:SHOWN])}{' ...' if len(sites) > SHOWN else ''}"
+        lines.append(f"{of} of {uri} counts for nothing: another input is a later or fuller state of the same store (a copy keeps its id).")
     if found["copied"]:
         lines.append(
             f"Copied {found['copied']['documents']:,} documents of {found['copied']['sites']:,} sites"
@@ -264,40 +270,52 @@ def _terms_config(opened: Sequence[Input]) -> TermsConfig:
     return TermsConfig(bm25_weighting=bm25, reduce_frequent_words=reduced, top_n_words=max(terms.top_n_words for terms in found))
 
 
-def _superseded(opened: Sequence[Input]) -> list[str]:
-    """Return the inputs that hold documents of their own and an earlier generation of a store that is given too.
+def _superseded(opened: Sequence[Input], leaves: Sequence[pa.Table]) -> dict[str, list[str]]:
+    """Return, by input, the sites that count for nothing in it: another input has a later state, or a fuller one under another name.
 
     Raises
     ------
     RequestError
-        Two are of one generation and not the same: copies that went different ways. Only one would count, without a word.
+        Two inputs hold one state of a site and not the same topics: copies of its store that went different ways, or exports of such.
+        Only one would count, or both would be mixed, without a word.
     """
-    newest: dict[str, Input] = {}
-    lost: list[str] = []
-    for one in opened:
-        if not pc.any(pc.equal(one.store.read("site_topics", ["site_id"])["site_id"], "")).as_py():
-            continue  # all of it came from elsewhere
-        other = newest.setdefault(one.store.site_id, one)
-        if other.store.uri == one.store.uri:
-            continue
-        if other.snapshot.generation == one.snapshot.generation:
-            if set(_leaves(other)) != set(_leaves(one)):
+    held = [_states(rows) for rows in leaves]
+    first: dict[State, tuple[str, set[str], set[str]]] = {}
+    names: dict[State, set[str]] = {}
+    best: dict[str, tuple[int, int]] = {}
+    for source, states in zip(opened, held, strict=True):
+        everything = set().union(*(keys for _, keys in states.values()))
+        for state, (site, keys) in states.items():
+            other, theirs, all_theirs = first.setdefault(state, (source.store.uri, keys, everything))
+            # what two sites share is in a merge of both once, as one site's
+            if not (keys <= all_theirs and theirs <= everything):
                 raise RequestError(
-                    f"{other.store.uri!r} and {one.store.uri!r} are copies of one store (the same id) that hold different topics. Make one "
-                    "of them anew: run into a new folder instead of a copied one."
+                    f"{other!r} and {source.store.uri!r} hold copies of one store (the same id) with different topics of {site!r}. Make "
+                    "one of the copies anew: run into a new folder instead of a copied one."
                 )
-            continue
-        older, newest[one.store.site_id] = sorted((other, one), key=lambda source: source.snapshot.generation)
-        lost.append(older.store.uri)
-    return lost
+            names.setdefault(state, set()).add(site)
+            site_id, generation, least = state
+            best[site_id] = max(best.get(site_id, (generation, -least)), (generation, -least))
+    found: dict[str, list[str]] = {}
+    for source, states in zip(opened, held, strict=True):
+        for (site_id, generation, _), (site, _) in states.items():
+            newest, fullest = best[site_id]
+            # an export beside its store is nothing to be told of
+            if generation < newest or site not in names[site_id, newest, -fullest]:
+                found.setdefault(source.store.uri, []).append(site)
+    return found
 
 
-def _leaves(source: Input) -> list[tuple[str, int]]:
-    rows = source.store.read("site_topics", ["topic_key", "size"])
-    return list(zip(rows["topic_key"].to_pylist(), rows["size"].to_pylist(), strict=True))
+def _states(rows: pa.Table) -> dict[State, tuple[str, set[str]]]:
+    """Return the states of sites that an input's leaves tell of, each with the site's name and the leaves' contents."""
+    found: dict[State, tuple[str, set[str]]] = {}
+    columns = (rows[column].to_pylist() for column in ("site_id", "generation", "min_documents", "site"))
+    for site_id, generation, least, site, key in zip(*columns, federate.content_keys(rows), strict=True):
+        found.setdefault((site_id, generation, least), (site, set()))[1].add(key)
+    return found
 
 
-def _configuration(opened: Sequence[Input], spaces: Mapping[str, str]) -> Config:
+def _configuration(opened: Sequence[Input], spaces: Mapping[tuple[str, int], str]) -> Config:
     """Return what a model of the merged store needs: the embedding model, where there is one, and the terms' settings."""
     configs = [Config.from_dict(source.snapshot.configuration) for source in opened]
     first = min(configs, key=lambda config: (_needs(config.embedding.model), repr(config.embedding)))
@@ -432,5 +450,6 @@ def _labels(
         elif topic in names:
             others = conflicts.get(topic, [])
             detail = f"other sites call it: {'; '.join(others)}" if others else ""
-            described.append({"topic_id": topic, "aspect": "manual", "label": names[topic], "terms": [], "status": "ok", "detail": detail})
+            aspect = found.union.written.get(names[topic], labels.ASPECT)
+            described.append({"topic_id": topic, "aspect": aspect, "label": names[topic], "terms": [], "status": "ok", "detail": detail})
     return pa.Table.from_pylist(described, schema=TABLES["topic_labels"].schema)

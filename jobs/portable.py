@@ -7,12 +7,12 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jobs.judge import find
+from jobs.judge import find, prepared
 from topicscale.config import EmbeddingConfig
 from topicscale.embedding import Embedder
 from topicscale.errors import RequestError
 from topicscale.judge.rank import chief
-from topicscale.judge.task import load, parse, texts_of
+from topicscale.judge.task import parse, texts_of
 from topicscale.models import check
 from topicscale.portable import BATCHES, FORMATS, check_formats, encoder, measure, write
 from topicscale.store import local_path
@@ -58,6 +58,8 @@ def export(
         Files of texts, ``PATH[:COLUMN]``, to measure with; a few built-in sentences by default.
     tasks : sequence of str
         Tasks to measure the loss by (see :func:`topicscale.judge.task.parse`), against the model in float32.
+    store : str, optional
+        Where the model may have been published; ``topics`` is judged with its documents and settings.
 
     Raises
     ------
@@ -70,7 +72,7 @@ def export(
     target = local_path(output)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise RequestError(f"--output must be a new or empty folder. {str(target)!r} is not empty. Name another.")
-    ready = load([parse(text) for text in tasks])
+    ready = prepared([parse(text) for text in tasks], store)
     texts = [text for path in reference for text in texts_of(path)[: max(1, TEXTS // len(reference))]] or list(BUILT_IN)
     distinct = len(set(texts))
     if distinct < max(BATCHES):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from jobs.job import Job, Partition, new_run_id, opened
+from jobs.job import CODE, Job, Partition, new_run_id, opened
 from jobs.progress import Ui
 from jobs.stages import add, cluster, embed, ingest, publish, refine, represent, zeroshot
 from ray_actors import runtime
@@ -62,8 +62,22 @@ def validate(config: Config, store: str) -> inputs.InputPlan:
     if config.zeroshot.topics:
         models.check_dimensions(config.embedding, plan.dimension)
     if config.partition.column is not None and plan.columns:
-        inputs.check_named(config.partition.column, {column.name: column.kind for column in plan.columns}, "partition.column")
+        inputs.check_named(config.partition.column, plan.kinds, "partition.column")
     return plan
+
+
+def check_held(store: Store) -> None:
+    """Raise StoreError unless an input can be run into a store: what others have added to it, the run would drop."""
+    last = store.snapshots()[-1:]
+    if last and (is_merged(last[0]) or "documents" not in last[0].versions):
+        raise StoreError(f"The store {store.uri!r} holds topics that came from elsewhere (a merge, an import). Name a new folder.")
+    ingest.check_batches(store)
+    if batches := sum(store.read("batches", version=snapshot.versions["batches"]).num_rows for snapshot in last):
+        raise StoreError(
+            f"The store {store.uri!r} holds {batches} batches that `update` added, which a run of its first input alone would drop. "
+            f"Add documents with: topicscale update --input ... --store {store.uri}   Fit all that is there anew with: "
+            f"topicscale update --refit --store {store.uri}"
+        )
 
 
 def _check(config: Config) -> None:
@@ -97,10 +111,7 @@ def run(config: Config, store: str, *, ui: Ui | None = None) -> Result:
     if is_store(store):
         config = registry.located(config, Store(store))
     plan = validate(config, store)
-    target = Store(store, create=True)
-    if (held := target.snapshots()) and (is_merged(held[-1]) or "documents" not in held[-1].versions):
-        raise StoreError(f"The store {target.uri!r} holds topics that came from elsewhere (a merge, an import). Name a new folder.")
-    return _run(config, target, plan, ui=ui or Ui(), fitted_batches=0)
+    return _run(config, Store(store, create=True), plan, ui=ui or Ui(), fitted_batches=0)
 
 
 def fit(config: Config, store: str, *, ui: Ui | None = None, fitted_batches: int) -> Result:
@@ -117,13 +128,16 @@ def _run(config: Config, target: Store, plan: inputs.InputPlan | None, *, ui: Ui
     with target.lock(run_id), opened(target, config, run_id, ui, rows=rows, reads=config.input.paths if plan is not None else ()) as job:
         if plan is None:
             ingest.check_read(target)
+            ingest.check_batches(target)
+        else:
+            check_held(target)
         snapshot = _stages(job, plan, fitted_batches)
     summary = snapshot.summary
     if job.worked and not summary["topics"]:
         ui.log(
             "warning",
-            "No topic was found: every document is an outlier. Fewer than 16 different texts make none, nor do texts none of which are "
-            "alike; topics.min_size is the smallest topic there may be.",
+            "No topic was found: every document is an outlier. Fewer than 16 different texts in one partition make none, nor do texts none "
+            "of which are alike; topics.min_size is the smallest topic there may be.",
         )
     seconds = {stage: round(value, 3) for stage, value in {**job.timings, **job.engines.seconds}.items()}
     return Result(
@@ -140,7 +154,6 @@ def _run(config: Config, target: Store, plan: inputs.InputPlan | None, *, ui: Ui
 
 
 def _stages(job: Job, plan: inputs.InputPlan | None, fitted_batches: int) -> Snapshot:
-    ingest.check_batches(job.store)
     partitions = ingest.read_partitions(job) if plan is None else _ingested(job, plan)
     rows = {p.partition_id: p.rows for p in partitions}
 
@@ -162,9 +175,7 @@ def _stages(job: Job, plan: inputs.InputPlan | None, fitted_batches: int) -> Sna
     assigned = {pid: prints[pid] for pid in refine.assign(job, embedded, rows, topics, refined)}
     _some(job, "assign", assigned, partitions)
 
-    published = publish.publish(
-        job, topics=topics, refined=refined, clustered=len(clustered), assigned=assigned, rows=rows, space=space, height=height
-    )
+    published = publish.publish(job, topics=topics, refined=refined, assigned=assigned, rows=rows, space=space, height=height)
     if plan is None:
         add.recount(job, published)
     found = job.store.read("topics", ["topic_id", "size"]).to_pylist()
@@ -178,6 +189,7 @@ def _stages(job: Job, plan: inputs.InputPlan | None, fitted_batches: int) -> Sna
         "height": height,
         "failed": job.failed,
         "fitted_batches": fitted_batches,
+        "ingest": CODE["ingest"] if plan is not None else job.store.snapshots()[-1].summary.get("ingest"),
         "fitted_at": datetime.now(UTC).isoformat(),
     }
     failed = {stage: sorted(units) for stage, units in job.failed.items()}
@@ -193,15 +205,7 @@ def _stages(job: Job, plan: inputs.InputPlan | None, fitted_batches: int) -> Sna
 
 
 def _ingested(job: Job, plan: inputs.InputPlan) -> list[Partition]:
-    done = ingest.is_done(job, ingest.print_of(job, plan))
-    last = job.store.snapshots()[-1:]
-    if batches := sum(job.store.read("batches", version=snapshot.versions["batches"]).num_rows for snapshot in last):
-        raise StoreError(
-            f"The store {job.store.uri!r} holds {batches} batches that `update` added, which a run of its first input alone would drop. "
-            f"Add documents with: topicscale update --input ... --store {job.store.uri}   Fit all that is there anew with: "
-            f"topicscale update --refit --store {job.store.uri}"
-        )
-    if not done:
+    if not ingest.is_done(job, ingest.print_of(job, plan)):
         # Ray starts and loads the model while Spark reads the input
         job.engines.begin(**_warm(job.config))
     return ingest.ingest(job, plan)

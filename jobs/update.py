@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.job import Job, Partition, new_run_id, opened
+from jobs.job import CODE, Job, Partition, new_run_id, opened
 from jobs.progress import Ui
 from jobs.run import Result, fit, validate
 from jobs.stages import add, cluster, embed, ingest, refine, represent, zeroshot
@@ -19,6 +19,7 @@ from topicscale import registry
 from topicscale.config import Config, load
 from topicscale.documents import ID as POSITION
 from topicscale.errors import ConfigError, JobFailed, RequestError, StoreError
+from topicscale.inputs import InputPlan
 from topicscale.models import embedding_space
 from topicscale.sites import is_merged
 from topicscale.store import Snapshot, Store
@@ -63,6 +64,11 @@ def update(paths: Sequence[str], store: str | Path, *, overrides: Sequence[str] 
     with target.lock(run_id):
         base = target.pin()
         ingest.check_base(target, base)
+        if base.summary.get("ingest") != CODE["ingest"]:
+            raise StoreError(
+                f"The store {target.uri!r} was made by an earlier topicscale, which gave documents other ids: a batch's would not be known "
+                "again. Run its inputs into a new store: topicscale run --input ... --store ..."
+            )
         held = Config.from_dict(base.configuration)
         read = dataclasses.asdict(held.input) | {"paths": list(paths)}
         if held.input.id_column == POSITION:  # of documents that were in memory: those of a batch are in a file as any other
@@ -77,6 +83,8 @@ def update(paths: Sequence[str], store: str | Path, *, overrides: Sequence[str] 
         aspects = represent.parse(config.represent.aspects)
         # a batch does not wait for a language model: what describes its topics can be made later
         plan = validate(dataclasses.replace(config, represent=dataclasses.replace(config.represent, aspects={})), target.uri)
+        if config.input.embedding_column is not None:
+            plan = _fitting(plan, target)
         undescribed = _fault(config, aspects)
         if config.input.embedding_column is None and embedding_space(config.embedding) != base.summary["space"]:
             raise RequestError(
@@ -106,6 +114,17 @@ def update(paths: Sequence[str], store: str | Path, *, overrides: Sequence[str] 
     return {**found, "store": target.uri, "run_id": run_id, "seconds": round(time.monotonic() - began, 3)}
 
 
+def _fitting(plan: InputPlan, target: Store) -> InputPlan:
+    """Return the plan with the length of a store's vectors, which each of a batch's must have."""
+    wanted = next((len(vector) for vector in target.read("topics", ["reference_vector"])["reference_vector"].to_pylist() if vector), None)
+    if wanted is not None and plan.dimension not in (None, wanted):
+        raise RequestError(
+            f"input.embedding_column must hold vectors of the store's length, {wanted}. Got vectors of length {plan.dimension} instead: "
+            "embed the batch with the model that the store's documents were embedded with."
+        )
+    return dataclasses.replace(plan, dimension=wanted or plan.dimension)
+
+
 def refit(store: str | Path, *, overrides: Sequence[str] = (), ui: Ui | None = None) -> Result:
     """Fit the topics of all documents of a store anew, batches among them, as a new generation.
 
@@ -116,17 +135,23 @@ def refit(store: str | Path, *, overrides: Sequence[str] = (), ui: Ui | None = N
     StoreError
         There is no fitted store, or its topics are merged ones.
     """
-    for override in overrides:
-        key = override.partition("=")[0].strip()
-        if key.startswith(("input.", "partition.")) and key != "input.embedding_column":
-            raise RequestError(
-                f"--set of a refit must be about what follows once documents are there. Got {override!r}: its documents stay as they were "
-                "read and divided. To have it otherwise, run their inputs into a new store."
-            )
     target = Store(store)
     check(target)
     base = target.pin()
-    config = registry.located(load(values=Config.from_dict(base.configuration).to_dict(), overrides=overrides), target)
+    held = Config.from_dict(base.configuration)
+    asked = load(values=held.to_dict(), overrides=overrides)
+    config = registry.located(asked, target)
+    if config.embedding.model != asked.embedding.model and config.input.embedding_column is not None:
+        raise RequestError(
+            f"{asked.embedding.model!r} was trained on this store, whose vectors came with the documents and are another model's. To have "
+            "them embedded with it, add: --set input.embedding_column=null"
+        )
+    read = dataclasses.replace(config.input, embedding_column=held.input.embedding_column)
+    if (read, config.partition) != (held.input, held.partition):
+        raise RequestError(
+            f"--set of a refit must be about what follows once documents are there. Got {', '.join(overrides)!r}: its documents stay as "
+            "they were read and divided. To have it otherwise, run their inputs into a new store."
+        )
     batches = target.read("batches")["batch"].to_pylist() if "batches" in base.versions else []
     return fit(config, store, ui=ui, fitted_batches=max(batches, default=0))
 
@@ -203,6 +228,12 @@ def _batch(job: Job, base: Snapshot, batches: list[dict[str, Any]], number: int,
 
     fitted = int(base.summary.get("fitted_batches", 0))
     since = [pid for row in batches if row["batch"] > fitted for pid in row["partition_ids"]] + list(rows)
+    if not base.summary["height"]:
+        job.ui.log(
+            "warning",
+            "The store was fitted on too few documents to tell what makes a topic, so that a batch brings none. Fit all documents anew: "
+            f"topicscale update --refit --store {job.store.uri}",
+        )
     found = add.extend(job, before, since, height=float(base.summary["height"]), names=names)
     assigned = refine.assign_prints(job, prints, job.print_of("add", base.generation, fp))
     _all(job, "assign", refine.assign_to(job, assigned, rows, found.topics), assigned)

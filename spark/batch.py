@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql import types as T
 
 from spark import ingest
 from spark.partitioning import by_column, by_hash, check_values
-from spark.reading import RAW, SOURCE
+from spark.reading import RAW, SOURCE, as_written
 from spark.tables import from_rows, load, replace_rows, replace_table
 from topicscale.config import Config
 from topicscale.errors import JobFailed
@@ -18,6 +19,7 @@ from topicscale.inputs import InputPlan
 from topicscale.tables import TABLES, batch_suffix
 
 _PRESENT, _CLASH = "_present", "_clash"
+_ABSENT = "not in this batch: null"
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ def add(
     """Write the documents of the input that the store does not hold, in partitions of their own, and return what became of all.
 
     A document is already there when its id is, with the same text; one whose id is there with another text goes to
-    quarantine as ``duplicate_id``. What is written replaces what a killed attempt, at this batch or another, may have left.
+    quarantine as ``duplicate_id``. Without an id column, it is there when all is there that the store would keep of it. What is
+    written replaces what a killed attempt, at this batch or another, may have left.
 
     Parameters
     ----------
@@ -61,7 +64,8 @@ def add(
         Too many rows are bad; nothing was written.
     """
     column = config.partition.column
-    cleaned, counts = ingest.survey(spark, config, plan)
+    held = load(spark, store_uri, "documents", version=versions["documents"])
+    cleaned, counts = ingest.survey(spark, config, plan, held=held.columns)
     faults, values, by_id = counts.faults, counts.values, config.input.id_column is not None
     good = faults.pop(None, 0)
     if column is not None:
@@ -69,7 +73,6 @@ def add(
         partitioner = by_column(config.partition, counts=values, characters=counts.characters)
     else:
         partitioner = by_hash(config.partition, documents=good, characters=sum(counts.characters.values()))
-    held = load(spark, store_uri, "documents", version=versions["documents"])
     known = held.select("doc_id", F.col("text_hash").alias("_held"))
     identified = ingest.identify(cleaned.frame, partitioner, by_id=by_id, duplicates="duplicate_id" in faults)
     compared = identified.join(known, "doc_id", "left").withColumn(_PRESENT, F.col("_held").isNotNull())
@@ -93,6 +96,9 @@ def add(
         vectors = ["embedding"] if config.input.embedding_column else []
         fresh = compared.where(~F.col(_PRESENT)).withColumn("partition_id", F.concat("partition_id", F.lit(batch_suffix(batch))))
         fresh = _fitted(fresh, held, ["doc_id", "partition_id", "text", "text_hash", *cleaned.kept, *vectors], changed)
+        if not by_id:
+            unknown = "so that documents which the store holds with a value are not known again"
+            changed |= {name: f"{what}, {unknown}" for name, what in changed.items() if what == _ABSENT}
         _replace(fresh, store_uri, "documents", batch)
         # after the documents: a batch that is killed is known by them
         if (new and bad) or unpublished:
@@ -112,24 +118,33 @@ def add(
 
 def _fitted(frame: DataFrame, held: DataFrame, columns: list[str], changed: dict[str, str]) -> DataFrame:
     """Return the rows in the columns of ``documents``: one that the batch lacks is null, one that only the batch has is left out."""
-    chosen, lost = [], []
+    chosen, lost, losses = [], [], []
     theirs, kinds = dict(frame.dtypes), dict(held.dtypes)
     for name, kind in kinds.items():
         if name in columns and theirs[name] == kind:
             chosen.append(F.col(name))
         elif name in columns:
-            value = F.col(name).try_cast(kind)
+            given = frame.schema[name].dataType
+            value = as_written(F.col(name), given).try_cast(kind)
             chosen.append(value.alias(name))
-            lost.append(F.count_if(F.col(name).isNotNull() & value.isNull()).alias(name))
+            lost.append(F.col(name).isNotNull() & value.isNull())
+            losses.append((name, f"null in {{:,}} rows, whose values are no {kind}"))
+            if not isinstance(given, T.StringType):  # a text has other ways to say the same
+                again = as_written(value, held.schema[name].dataType).try_cast(given)
+                lost.append(value.isNotNull() & ~again.eqNullSafe(F.col(name)))
+                losses.append((name, f"changed in {{:,}} rows, to what a column of {kind} holds"))
         else:
             chosen.append(F.lit(None).cast(kind).alias(name))
-            changed[name] = "not in this batch: null"
+            changed[name] = _ABSENT
     for name in columns:
         if name not in kinds:
             changed[name] = "left out: the store's documents have no such column"
     if lost:
-        for name, number in frame.agg(*lost).collect()[0].asDict().items():
-            changed |= {name: f"null in {number:,} rows, whose values are no {kinds[name]}"} if number else {}
+        numbers = frame.agg(*map(F.count_if, lost)).collect()[0]
+        for (name, what), number in zip(losses, numbers, strict=True):
+            if number:
+                before = f"{changed[name]}; " if name in changed else ""
+                changed[name] = before + what.format(number)
     return frame.select(*chosen)
 
 

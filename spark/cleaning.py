@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import reduce
 
@@ -10,9 +11,10 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from spark.reading import BAD, LATE, LOST, RAW, SOURCE, Loss, Rows, kind_of
+from spark.reading import BAD, LATE, LOST, RAW, SOURCE, Loss, Rows, as_written, kind_of
 from topicscale.config import InputConfig
 from topicscale.inputs import text_columns
+from topicscale.texts import VISIBLE
 
 REASON, CONTENT = "_reason", "_content"
 RESERVED = ("doc_id", "partition_id", "text", "text_hash", "embedding")
@@ -34,15 +36,13 @@ RESERVED += (
     "_commit_version",
     "_commit_timestamp",
 )
-_GAP = "\x1f"
-# at least one character that is neither space, control, nor one of the marks that show nothing
-_VISIBLE = r"(?U)[^\s\p{Cntrl}\u200b-\u200f\u2060\ufeff\ufffd]"
+_VISIBLE = f"(?U){VISIBLE}"
 
 
 @dataclass(frozen=True)
 class Clean:
-    """Rows with ``text``, ``text_hash``, ``_chars`` (the text's length), the kept columns, :data:`CONTENT` (a digest of the whole row,
-    64 hexadecimal digits), ``_id`` (the id column as text, null without one), ``_value`` (the partition column as text, likewise),
+    """Rows with ``text``, ``text_hash``, ``_chars`` (the text's length), the kept columns, :data:`CONTENT` (a digest of what is stored of
+    the row, 64 hexadecimal digits), ``_id`` (the id column as text, null without one), ``_value`` (the partition column as text, likewise),
     :data:`REASON` (null for a document), and the reader's source and raw columns."""
 
     frame: DataFrame
@@ -57,14 +57,19 @@ class Clean:
     """The frame also has the reader's :data:`LATE`: every column is to be kept, and rows may have others."""
 
 
-def clean(rows: Rows, config: InputConfig, *, dimension: int | None, partition_column: str | None = None) -> Clean:
+def clean(
+    rows: Rows, config: InputConfig, *, dimension: int | None, partition_column: str | None = None, held: Collection[str] | None = None
+) -> Clean:
     """Return every row, with the text joined and normalised and the first fault found in it.
+
+    Its content is what is stored of it; of a row that is to be added, what the columns there are (``held``) store of it.
 
     The reasons are those of :data:`topicscale.tables.QUARANTINE_REASONS`, ``duplicate_id`` aside: that one takes a
     shuffle, and ids.
     """
     frame, names = rows.frame, rows.names
     kinds = {c.name: c.kind for c in rows.plan.columns}
+    types = {name: frame.schema[f"c{i}"].dataType for i, name in enumerate(names)}
     texts = text_columns(config, rows.plan.format)
     parts = [rows.column(name).cast("string") for name in texts]
     text = parts[0] if len(parts) == 1 else F.concat_ws("\n\n", *[F.when(part.rlike(_VISIBLE), part) for part in parts])
@@ -75,7 +80,7 @@ def clean(rows: Rows, config: InputConfig, *, dimension: int | None, partition_c
     reason = reason.when(~F.coalesce(text.rlike(_VISIBLE), F.lit(False)), "empty").when(F.length(text) > config.max_chars, "too_long")
     identity = F.lit(None).cast("string")
     if config.id_column is not None:
-        identity = F.make_valid_utf8(rows.column(config.id_column).cast("string"))
+        identity = F.make_valid_utf8(as_written(rows.column(config.id_column), types[config.id_column]))
         reason = reason.when(F.coalesce(F.trim(identity), F.lit("")) == "", "missing_id")
     vector: Column | None = None
     if config.embedding_column is not None:
@@ -83,7 +88,7 @@ def clean(rows: Rows, config: InputConfig, *, dimension: int | None, partition_c
         reason = reason.when(~_usable(vector, dimension), "bad_vector")
 
     kept, columns, renamed, changed = [], [], {}, {}
-    types = {name: frame.schema[f"c{i}"].dataType for i, name in enumerate(names)}
+    content = {"text": F.sha2(text, 256)}
     wanted = config.keep if config.keep is not None else [n for n in names if n not in (*texts, config.id_column, config.embedding_column)]
     for name in wanted:
         kind = kinds.get(name, kind_of(types[name]))  # a file beyond the inspected ones may have more columns
@@ -93,20 +98,26 @@ def clean(rows: Rows, config: InputConfig, *, dimension: int | None, partition_c
         value, cast = _storable(rows.column(name), types[name])
         if cast:
             changed[name] = cast
+        if kind == "late":
+            changed[name] = "kept as text: none of the rows that tell the columns has it"
         label = _label(name, kept)
         if label != name:
             renamed[name] = label
         kept.append(label)
         columns.append(value.alias(label))
+        content[label] = as_written(value, types[name])
     if vector is not None:
         columns.append(vector.alias("embedding"))
+        content["embedding"] = F.hex(F.xxhash64(vector))
     losses = [i for i, loss in enumerate(rows.losses) if loss.column in wanted]
     late = config.keep is None and rows.plan.format == "jsonl"
     notes = [F.array(*[F.col(LOST)[i] for i in losses]).alias(LOST)] if losses else []
-    content = [_content(rows.column(name), types[name], late=name if kinds.get(name) == "late" else None) for name in names]
     division = F.lit(None).cast("string")
     if partition_column is not None:
-        division = _bounded(_spelt(rows.column(partition_column), types[partition_column]))
+        division = F.make_valid_utf8(F.substring(as_written(rows.column(partition_column), types[partition_column]), 1, 1000))
+        content["partition_id"] = division
+    if held is not None:
+        content = {name: value for name, value in content.items() if name in held}
     cleaned = frame.select(
         F.make_valid_utf8(text).alias("text"),
         F.substring(F.sha2(text, 256), 1, 32).alias("text_hash"),
@@ -114,7 +125,7 @@ def clean(rows: Rows, config: InputConfig, *, dimension: int | None, partition_c
         *columns,
         identity.alias("_id"),
         division.alias("_value"),
-        F.sha2(F.concat_ws(_GAP, *content), 256).alias(CONTENT),
+        F.sha2(F.concat_ws("", *[_part(name, content[name]) for name in sorted(content)]), 256).alias(CONTENT),
         reason.alias(REASON),
         SOURCE,
         RAW,
@@ -122,18 +133,6 @@ def clean(rows: Rows, config: InputConfig, *, dimension: int | None, partition_c
         *([LATE] if late else []),
     )
     return Clean(cleaned, tuple(kept), renamed, changed, tuple(rows.losses[i] for i in losses), late)
-
-
-def _spelt(value: Column, kind: T.DataType) -> Column:
-    """Return a number as people write it: of JSON lines all are doubles, and the year 2020 is no 2020.0."""
-    if not isinstance(kind, T.DoubleType):
-        return value
-    whole = (value == F.floor(value)) & (F.abs(value) < 2**53)
-    return F.when(whole, value.cast("bigint").cast("string")).otherwise(value.cast("string"))
-
-
-def _bounded(value: Column) -> Column:
-    return F.make_valid_utf8(F.substring(value.cast("string"), 1, 1000))
 
 
 def _usable(vector: Column, dimension: int | None) -> Column:
@@ -171,19 +170,9 @@ def _label(name: str, taken: list[str]) -> str:
     return label
 
 
-def _content(value: Column, kind: T.DataType, *, late: str | None = None) -> Column:
-    """Return a column's part of the row's content: its length, then its text, so that no two rows read alike.
+def _part(name: str, text: Column) -> Column:
+    """Return a column's part of a row's content, with lengths, so that no two rows read alike; of a null, null, which adds nothing.
 
-    A late column adds nothing to the rows that lack it: their ids are those they would have without the others' key.
+    So a row's id is the same whatever columns other rows have.
     """
-    if late is not None:
-        return F.when(value.isNotNull(), F.concat(F.lit(f"{len(late)}:{late}="), F.length(value).cast("string"), F.lit(":"), value))
-    if isinstance(kind, T.BinaryType):
-        text = F.hex(value)
-    elif kind_of(kind) == "vector":
-        text = F.hex(F.xxhash64(value))
-    elif kind_of(kind) == "nested":
-        text = F.to_json(value)
-    else:
-        text = value.cast("string")
-    return F.coalesce(F.concat(F.length(text).cast("string"), F.lit(":"), text), F.lit("-"))
+    return F.concat(F.lit(f"{len(name)}:{name}="), F.length(text).cast("string"), F.lit(":"), text)

@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 
 from spark import ingest, terms
 from spark.tables import from_rows, load, replace_rows, replace_table
-from spark.words import has_dictionaries
+from spark.words import has_dictionaries, is_unspaced
 from topicscale.config import Config
 from topicscale.tables import TABLES
 
@@ -67,19 +67,19 @@ def remove_terms(
     cores: Sequence[float] | NDArray[np.float32],
     txn: Mapping[str, tuple[str, int]],
 ) -> None:
-    """Replace ``topic_terms`` with its counts less those of some documents, weighted anew.
+    """Replace ``topic_terms`` with its counts less those of some documents, weighted anew; where that is not exact, count all again.
 
     Parameters
     ----------
     versions : mapping
         Of ``documents``, ``assignments`` and ``topic_terms`` as they were with the documents.
     """
-    if config.terms.min_df > 1:
-        # a term may have become too rare, which sums cannot tell: all is counted again
-        terms.count_terms(spark, config.terms, store_uri=store_uri, cores=cores, txn=txn)
-        return
     gone = from_rows(spark, [(doc_id,) for doc_id in ids], IDS)
     documents = load(spark, store_uri, "documents", version=versions["documents"]).join(F.broadcast(gone), "doc_id")
+    # a term may have become too rare, which sums cannot tell; or a Java with other dictionaries has divided the texts into other words
+    if config.terms.min_df > 1 or not documents.where(is_unspaced(F.col("text"))).isEmpty():
+        terms.count_terms(spark, config.terms, store_uri=store_uri, cores=cores, txn=txn)
+        return
     assignments = load(spark, store_uri, "assignments", version=versions["assignments"])
     counted = terms.counts(terms.with_topics(spark, documents, assignments, cores), config.terms, dictionaries=has_dictionaries(spark))
     less = counted.select("topic_id", "term", *((-F.col(name)).alias(name) for name in terms.COUNTED[2:]))

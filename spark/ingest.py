@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -123,8 +123,8 @@ def ingest(
     return IngestResult(total, good, dict(sorted(faults.items())), partitions, cleaned.renamed, cleaned.changed)
 
 
-def survey(spark: SparkSession, config: Config, plan: InputPlan) -> tuple[Clean, Counts]:
-    """Return the rows of the input, and what one pass over them tells.
+def survey(spark: SparkSession, config: Config, plan: InputPlan, *, held: Collection[str] | None = None) -> tuple[Clean, Counts]:
+    """Return the rows of the input, and what one pass over them tells; ``held``: see :func:`spark.cleaning.clean`.
 
     Raises
     ------
@@ -135,13 +135,13 @@ def survey(spark: SparkSession, config: Config, plan: InputPlan) -> tuple[Clean,
     rows = read(spark, plan, config.input)
     if column is not None and column not in rows.names:
         raise InputError(f"partition.column names {column!r}, which the input lacks. Its columns: {', '.join(rows.names)}.")
-    cleaned = clean(rows, config.input, dimension=plan.dimension, partition_column=column)
+    cleaned = clean(rows, config.input, dimension=plan.dimension, partition_column=column, held=held)
     counts = count(cleaned, by_value=column is not None, by_id=by_id)
     told = _lost(cleaned, counts)
     if counts.late:
         keys, notes = _late_keys(cleaned.frame, rows.names)
         rows = read(spark, with_late(rows.plan, keys), config.input)
-        cleaned = clean(rows, config.input, dimension=plan.dimension, partition_column=column)
+        cleaned = clean(rows, config.input, dimension=plan.dimension, partition_column=column, held=held)
         told |= notes
     return replace(cleaned, changed=cleaned.changed | told), counts
 

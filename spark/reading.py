@@ -1,11 +1,13 @@
 """Input of any format as one data frame whose bytes are still what the file held.
 
 A reader that decodes replaces bytes that are not valid UTF-8, silently. So csv is read as ISO-8859-1, where every byte
-is a character, and turned back into bytes; json lines and text are read as lines, whose bytes Spark leaves alone.
+is a character, and turned back into bytes; json lines and text are read as lines, whose bytes Spark leaves alone. What is in
+another encoding is decoded, and what cannot be decoded shows by the character that stands for it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -13,12 +15,12 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from spark.tables import spelt
 from topicscale.config import InputConfig
 from topicscale.errors import InputError
-from topicscale.inputs import InputPlan, check_columns, is_remote
+from topicscale.inputs import InputPlan, check_columns, is_remote, with_folders
 from topicscale.sniff import Column as InputColumn
-from topicscale.storage import address
+from topicscale.sniff import is_utf8
+from topicscale.storage import address, spelt
 
 SOURCE, RAW, BAD, LOST, LATE = "_source", "_raw", "_bad", "_lost", "_late"
 _CORRUPT = "_topicscale_corrupt"
@@ -65,19 +67,27 @@ def read(spark: SparkSession, plan: InputPlan, config: InputConfig, *, raw_chars
         A remote input lacks a column, or holds nothing that can be read.
     """
     paths = [_escape(spelt(path)) if address(path) else path if is_remote(path) else f"file://{_escape(path)}" for path in plan.paths]
-    utf8 = plan.options.get("encoding", "UTF-8").upper().replace("-", "") == "UTF8"
+    utf8 = is_utf8(plan.options)
+    if not utf8:
+        # all of Java's encodings, not seven of them; and a row that cannot be decoded is no reason to fail
+        spark.conf.set("spark.sql.legacy.javaCharsets", "true")
+        spark.conf.set("spark.sql.legacy.codingErrorAction", "true")
     losses: tuple[Loss, ...] = ()
     if plan.format in ("csv", "tsv"):
         frame, columns = _csv(spark, plan, paths, utf8)
     elif plan.format == "jsonl":
         frame, columns, losses = _jsonl(spark, plan, paths, utf8, config)
     elif plan.format == "text":
-        frame, columns = _text(spark, plan, paths)
+        frame, columns = _text(spark, plan, paths, utf8)
     else:
         frame, columns = _columnar(spark, plan, paths)
     if not plan.columns:
         check_columns(columns, config, plan.format)
         plan = replace(plan, columns=tuple(columns))
+    of_files = len(columns)
+    columns = with_folders(columns, plan.folders)
+    for i in range(of_files, len(columns)):
+        frame = frame.withColumn(f"c{i}", _of_folder(columns[i].name))
     frame = frame.withColumn(RAW, F.make_valid_utf8(F.substring(F.col(RAW), 1, raw_chars))).withColumn(SOURCE, _readable(F.col(SOURCE)))
     return Rows(frame, tuple(column.name for column in columns), plan, utf8, raw_chars, losses)
 
@@ -118,7 +128,7 @@ def with_late(plan: InputPlan, keys: Iterable[str]) -> InputPlan:
 def _jsonl(
     spark: SparkSession, plan: InputPlan, paths: list[str], utf8: bool, config: InputConfig
 ) -> tuple[DataFrame, list[InputColumn], tuple[Loss, ...]]:
-    lines = spark.read.options(**_line_options(plan, utf8)).text(paths).select(F.col("value"), F.col("_metadata.file_path").alias(SOURCE))
+    lines = _lines(spark, plan, paths, utf8)
     lines = (
         lines.withColumn("value", F.regexp_replace(F.col("value"), "^\ufeff", "")).where(F.col("value").rlike("\\S")) if not utf8 else lines
     )
@@ -129,7 +139,7 @@ def _jsonl(
         lines = lines.where(F.length(F.trim(F.col("value"))) > 0)
     columns = list(plan.columns)
     if not columns:
-        found = spark.read.options(samplingRatio=1.0, mode="PERMISSIVE").json(paths).schema.fields
+        found = spark.read.options(samplingRatio=1.0, mode="PERMISSIVE", encoding=plan.options["encoding"]).json(paths).schema.fields
         columns = [InputColumn(field.name, kind_of(field.dataType)) for field in found if field.name != "_corrupt_record"]
         if not columns:
             raise InputError(f"Input {plan.paths[0]!r} must hold one JSON object a line.")
@@ -156,6 +166,10 @@ def _jsonl(
                 losses.append(Loss(c.name, "rounded, having more digits than a number keeps"))
                 whole = (F.length(told) > 15) & told.rlike("^-?[0-9]+$")
                 lost.append(whole & ~told.try_cast("decimal(38,0)").eqNullSafe(value.try_cast("decimal(38,0)")))
+        elif c.kind == "number" and c.name == config.id_column:
+            # pandas writes whole numbers with a point where one is missing
+            written = F.coalesce(as_written(told.try_cast("double"), T.DoubleType()), told)
+            value = F.when(told.rlike("^-?[0-9]+$"), told).otherwise(written)
         parts.append(value.alias(f"c{i}"))
     bad = F.when(corrupt, F.lit("bad_row"))
     for name in config.text_column:
@@ -177,14 +191,13 @@ def _variant_path(name: str) -> str | None:
     return None if quote is None else f"$[{quote}{name}{quote}]"
 
 
-def _text(spark: SparkSession, plan: InputPlan, paths: list[str]) -> tuple[DataFrame, list[InputColumn]]:
-    utf8 = plan.options.get("encoding", "UTF-8").upper().replace("-", "") == "UTF8"
-    lines = spark.read.options(**_line_options(plan, utf8)).text(paths)
+def _text(spark: SparkSession, plan: InputPlan, paths: list[str], utf8: bool) -> tuple[DataFrame, list[InputColumn]]:
+    lines = _lines(spark, plan, paths, utf8)
     marked = F.substring(F.col("value"), 1, 1) == F.lit("\ufeff")
     value = F.when(marked, F.substring(F.col("value"), 2, 2**31 - 2)).otherwise(F.col("value"))
     return lines.select(
         value.alias("c0"),
-        F.col("_metadata.file_path").alias(SOURCE),
+        SOURCE,
         F.col("value").alias(RAW),
         F.lit(None).cast("string").alias(BAD),
     ), [InputColumn("text", "string")]
@@ -220,6 +233,16 @@ def _columnar(spark: SparkSession, plan: InputPlan, paths: list[str]) -> tuple[D
     ), columns
 
 
+def as_written(value: Column, kind: T.DataType) -> Column:
+    """Return a value as text, a number as people write it: of JSON lines all are doubles, and the year 2020 is no 2020.0."""
+    if not isinstance(kind, T.FractionalType):
+        return value.cast("string")
+    whole = value == F.floor(value)
+    if not isinstance(kind, T.DecimalType):
+        whole = whole & (F.abs(value) < 2.0**63)
+    return F.when(whole, F.floor(value).cast("string")).otherwise(value.cast("string"))
+
+
 def kind_of(kind: T.DataType) -> str:
     """Return a Spark type's kind, in the words of :class:`topicscale.sniff.Column`."""
     if isinstance(kind, T.StringType | T.CharType | T.VarcharType):
@@ -239,9 +262,22 @@ def kind_of(kind: T.DataType) -> str:
     return "time"
 
 
-def _line_options(plan: InputPlan, utf8: bool) -> dict[str, str]:
-    # naming UTF-8 would make Spark decode, and replace what it cannot
-    return {key: value for key, value in plan.options.items() if not (utf8 and key.lower() == "encoding")}
+def _lines(spark: SparkSession, plan: InputPlan, paths: list[str], utf8: bool) -> DataFrame:
+    """Return the lines of files as ``value``, with their :data:`SOURCE`: bytes as they are, or decoded from another encoding."""
+    options = {key: option for key, option in plan.options.items() if key != "encoding"}  # what Spark would make of it is not said
+    value = F.col("value") if utf8 else F.decode(F.col("value").cast("binary"), plan.options["encoding"])
+    return spark.read.options(**options).text(paths).select(value.alias("value"), F.col("_metadata.file_path").alias(SOURCE))
+
+
+def _of_folder(name: str) -> Column:
+    """Return what the folder of a row's file says of a column (``01`` in a folder ``month=01``), null where none does."""
+
+    def decoded(text: Column) -> Column:
+        return F.coalesce(F.try_url_decode(F.replace(text, F.lit("+"), F.lit("%2B"))), text)
+
+    # once as an address of a file, once as writers keep values apart from names of folders
+    value = decoded(F.regexp_extract(decoded(F.col(SOURCE)), f".*/{re.escape(name)}=([^/]*)/", 1))
+    return F.when(~value.isin("", "__HIVE_DEFAULT_PARTITION__"), value)
 
 
 def _bytes(column: Column) -> Column:

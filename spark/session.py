@@ -52,7 +52,7 @@ def start(
     say: Callable[[str], None] = lambda _: None,
     remote: Iterable[str] = (),
 ) -> SparkSession:
-    """Return a running session, with Delta, that ``config`` describes.
+    """Return a running session, with Delta, that ``config`` describes; where this process runs Spark already, a further one in it.
 
     Parameters
     ----------
@@ -86,15 +86,20 @@ def start(
     from pyspark.java_gateway import launch_gateway
     from pyspark.sql import SparkSession
 
-    running = SparkSession.getActiveSession()
-    if running is not None:
-        if (kind := _lacking(running, remote)) is not None:
+    theirs = running()
+    if theirs is not None:
+        if (kind := _lacking(theirs, remote)) is not None:
             raise ResourceError(
                 f"The Spark that this process runs lacks {kind}. Stop it first (spark.stop()), or start it with what "
                 "`python -m spark.jars --list` names in spark.jars, spark.sql.extensions=io.delta.sql.DeltaSparkSessionExtension and "
                 "spark.sql.catalog.spark_catalog=org.apache.spark.sql.delta.catalog.DeltaCatalog."
             )
-        return running
+        # settings of its own: times are read in UTC, and what reading needs is not left behind
+        ours = theirs.newSession()
+        for key, value in {**theirs.conf.getAll, **{key: _SESSION[key] for key in _OWN}}.items():
+            if ours.conf.get(key, None) != value:  # what was set on theirs: where data are, and by which keys they are had
+                ours.conf.set(key, value)
+        return ours
     if "PYSPARK_GATEWAY_PORT" in os.environ:
         session = _submitted(config, app_name, tuple(remote))
         _watch(session.sparkContext, timeout, say)
@@ -125,6 +130,17 @@ def start(
         raise ResourceError(_why(error, log)) from error
     _watch(context, timeout, say)
     return SparkSession(context)
+
+
+def running() -> SparkSession | None:
+    """Return the session that this process runs, whichever thread began it: Spark alone tells of the calling thread's."""
+    from pyspark import SparkContext
+    from pyspark.sql import SparkSession
+
+    if (active := SparkSession.getActiveSession()) is not None:
+        return active
+    context = SparkContext._active_spark_context
+    return None if context is None else SparkSession(context)  # that context's default one
 
 
 def stop(spark: SparkSession) -> None:
@@ -316,6 +332,8 @@ _SESSION = {
     "spark.databricks.delta.stats.collect": "false",
 }
 """What every session has, wherever it runs."""
+_OWN = ("spark.sql.session.timeZone", "spark.sql.adaptive.enabled", "spark.databricks.delta.stats.collect")
+"""Those of them that can differ among the sessions of one JVM."""
 _CLASSES = {
     None: _SESSION["spark.sql.extensions"],
     "s3": "org.apache.hadoop.fs.s3a.S3AFileSystem",

@@ -10,19 +10,13 @@ from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
 from pyspark.sql.pandas.types import from_arrow_schema
 
 from topicscale import lease
+from topicscale.storage import spelt
 from topicscale.tables import TABLES
 
 
 def table_uri(store_uri: str, name: str) -> str:
     """Return the address of a table, as Spark's file systems spell it."""
     return spelt(f"{store_uri.rstrip('/')}/{name}")
-
-
-def spelt(uri: str) -> str:
-    """Return an address as Spark's file systems spell it."""
-    if uri.startswith("s3://"):
-        return "s3a://" + uri.removeprefix("s3://")
-    return uri if "://" in uri else f"file://{uri}"  # where Hadoop is set up, a plain path is one of its own file system
 
 
 def load(spark: SparkSession, store_uri: str, name: str, *, version: int | None = None) -> DataFrame:

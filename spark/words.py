@@ -30,6 +30,11 @@ def has_dictionaries(spark: SparkSession) -> bool:
     return bool(found.collect()[0][0] > 1)
 
 
+def is_unspaced(text: Column) -> Column:
+    """Return whether a text has a script without spaces, whose words depend on the Java that looks for them."""
+    return text.rlike(_UNSPACED)
+
+
 def words(text: Column, *, dictionaries: bool, lowercase: bool = True) -> Column:
     """Return the words of ``text`` in their order: array<string>."""
     text = F.lower(text) if lowercase else text
@@ -39,7 +44,7 @@ def words(text: Column, *, dictionaries: bool, lowercase: bool = True) -> Column
     segmented = F.flatten(
         F.transform(parts, lambda part: F.when(part.rlike(rf"^{_UNSPACED}"), _segment(part, dictionaries)).otherwise(_kept(part)))
     )
-    return F.when(text.rlike(_UNSPACED), segmented).otherwise(spaced)
+    return F.when(is_unspaced(text), segmented).otherwise(spaced)
 
 
 _WORD_CHARACTER = rf"(?U:[\w&&[^{_MARKS}]])"

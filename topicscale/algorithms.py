@@ -45,7 +45,8 @@ def check(config: ClusterConfig) -> None:
     Raises
     ------
     ConfigError
-        A name is neither known nor an import path of a class with the method it needs, or a parameter is none that the class takes.
+        A name is neither known nor an import path of a class with the method it needs, or a parameter is none that the class takes,
+        or is told elsewhere.
     MissingDependency
         A named algorithm's package is not installed.
     """
@@ -53,6 +54,12 @@ def check(config: ClusterConfig) -> None:
     _check_one("cluster.algorithm", config.algorithm, ALGORITHMS, "fit_predict")
     _check_parameters("cluster.reduction_params", config.reduction, config.reduction_params)
     _check_parameters("cluster.params", config.algorithm, config.params)
+    for key in ("min_cluster_size", "base_min_cluster_size"):
+        if key in config.params:  # as a parameter it would be as large in a sample's parts as in partitions
+            raise ConfigError(
+                f"cluster.params must leave {key} to topics.min_size, the smallest topic, or cluster.min_cluster_size, the smallest in a "
+                f"partition. Got {config.params[key]!r} instead."
+            )
 
 
 def check_device(config: ClusterConfig, gpus: float) -> None:
@@ -213,6 +220,8 @@ def _check_one(key: str, value: str, known: tuple[str, ...], method: str) -> Non
     rule = f"one of {', '.join(known)}, or the import path of a class with {method}"
     if "." not in value.replace(":", "."):
         raise ConfigError(f"{key} must be {rule}. Got {value!r} instead.")
+    if value.startswith(("__main__.", "__main__:")) or "<locals>" in value:
+        raise ConfigError(f"{key} must be {rule}. {value!r} is in this process alone: put the class into a module that workers can import.")
     try:
         found = _resolve(value)
     except (ImportError, AttributeError, ValueError) as error:

@@ -104,6 +104,8 @@ def pilot(
     smallest = sample_min_size(min_size, n=n, documents=corpus)
     parts = _parts(n, int(np.clip(round(n * partitions / corpus), MIN_PARTS, max(MIN_PARTS, n // 32))), config.seed)
     size = local_min_cluster_size(config, min_size, documents=corpus, partitions=max(partitions, 2))
+    if config.min_cluster_size is not None:  # it was given for a partition, of which a part has a share
+        size = sample_min_size(size, n=n // len(parts), documents=corpus // max(partitions, 1))
     found = [
         local_statistics(cluster(p, config, min_cluster_size=size, fine=True, threads=threads).labels, p, representatives=0)[:2]
         for p in (vectors[rows] for rows in parts)
@@ -179,7 +181,7 @@ def _best(
 
 
 def sample_min_size(min_size: int, *, n: int, documents: int | None = None) -> int:
-    """Return the smallest topic of a fit on ``n`` of ``documents`` documents: ``min_size``'s share, at least 5 where it is not less."""
+    """Return the smallest topic of a fit on ``n`` of ``documents`` documents: ``min_size``'s share, 5 or more where ``min_size`` is."""
     return max(2, min(min_size, max(5, round(min_size * (n / max(documents or n, n, 1))))))
 
 

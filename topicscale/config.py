@@ -1,7 +1,8 @@
 """The configuration: one frozen, typed tree. This file is its schema.
 
 Read from YAML files and ``key.path=value`` overrides; later sources win. An unknown key is an error that names the
-nearest known one. Nothing outside this module reads an environment variable (secrets excepted).
+nearest known one. What the variables of the environment say of values that are left open is read here alone; secrets, the job API's address
+and what the engines themselves are told by variables are read where they are used.
 """
 
 from __future__ import annotations
@@ -55,9 +56,10 @@ class InputConfig:
     text_column: tuple[str, ...] = ("text",)
     """Column(s) with the text; several are joined by a blank line."""
     id_column: str | None = None
-    """Column with a unique id; without one, an id is derived from the row's content."""
+    """Column with a unique id; without one, an id is derived from what is stored of the row."""
     embedding_column: str | None = None
-    """Column with precomputed vectors (array of numbers); they are used as they are, L2-normalised."""
+    """Column with precomputed vectors (array of numbers); they are used as they are, L2-normalised. Where ``embedding.model`` names the
+    model that made them, stores merge with others of that model."""
     keep: tuple[str, ...] | None = None
     """Input columns carried into ``documents``; None keeps every column of a simple type."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -73,7 +75,7 @@ class PartitionConfig:
     """How documents are divided into units of work."""
 
     column: str | None = None
-    """One partition per value of this column (a site, a tenant, a month); None partitions by hash of the text."""
+    """One partition per value of this column (a site, a tenant, a month), which has at most 10,000; None partitions by hash of the text."""
     number: int | None = None
     """Number of hash partitions; None derives it from ``target_documents`` and ``target_characters``."""
     target_documents: int = 25_000
@@ -94,6 +96,7 @@ class EmbeddingConfig:
     model: str = "all-MiniLM-L6-v2"
     """A sentence-transformers model: packaged name, folder, or hub id."""
     backend: Literal["auto", "torch", "onnx"] = "auto"
+    """What computes: PyTorch, or ONNX Runtime, for which the model is exported once a machine. ``auto``: torch."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
     """``auto``: bfloat16 where the processor or GPU is fast at it, else float32. int8 needs the onnx backend."""
     batch_tokens: int = 4096
@@ -112,12 +115,16 @@ class ClusterConfig:
     reduction: str = "none"
     """none, pca, umap, cuml_umap, or the import path of a class with ``fit_transform``."""
     reduction_params: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters of the reduction, by the names of the class that does it: {n_neighbors: 15, n_components: 5}."""
     algorithm: str = "evoc"
-    """evoc, hdbscan, fast_hdbscan, kmeans, cuml_hdbscan, or the import path of a class with ``fit_predict``."""
+    """evoc, hdbscan, fast_hdbscan, kmeans, cuml_hdbscan, or the import path of a class with ``fit_predict``. EVoC measures angles, which
+    say nothing of reduced vectors: where a reduction is named and no algorithm, it is hdbscan."""
     params: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters of the algorithm, likewise: {n_clusters: 50}."""
     min_cluster_size: int | None = None
     """Smallest local topic; None derives it from ``topics.min_size`` and the numbers of documents and partitions."""
     seed: int = 42
+    """Of whatever is drawn at random: in reductions, algorithms, the pilot's samples and the map."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +166,11 @@ class TermsConfig:
     min_df: int = 1
     """Terms in fewer documents are not counted."""
     lowercase: bool = True
+    """Count words that differ in case as one."""
     bm25_weighting: bool = False
+    """Weight terms by BM25's inverse frequency in place of c-TF-IDF's: what many topics use weighs less."""
     reduce_frequent_words: bool = False
+    """Take the square root of a term's share of its topic, so that its most frequent words weigh less."""
     top_n_words: int = 10
     """Keywords of a topic."""
 
@@ -171,7 +181,7 @@ class RepresentConfig:
 
     representative_documents: int = 3
     map_documents: int = 10_000
-    """Documents placed on the two-dimensional map; 0 for no map."""
+    """Documents placed on the two-dimensional map; 0 for no map. The report draws at most 10,000 of them."""
     aspects: Mapping[str, Any] = field(default_factory=dict)
     """Further descriptions of every topic, by name. Each is a step or a list of steps that run one after another; a step is a name
     (keybert, mmr, pos, llm) or a mapping with ``type`` and parameters: {words: keybert, diverse: [keybert, {type: mmr, diversity: .5}]}"""
@@ -198,8 +208,9 @@ class LlmConfig:
     quantization: Literal["nf4", "none"] = "nf4"
     """nf4: 4-bit weights by bitsandbytes, doubly quantised. none: weights of ``dtype``."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """What the backends transformers and vllm compute in. ``auto``: bfloat16. With quantization=none and float32, an answer does not
-    depend on the prompts that it is answered with; in bfloat16 it can. On processors bitsandbytes may use bfloat16 all the same."""
+    """What the backends transformers and vllm compute in. ``auto``: bfloat16; of vllm the weights' own type. With quantization=none and
+    float32, an answer does not depend on the prompts that it is answered with; in bfloat16 it can. On processors bitsandbytes may use
+    bfloat16 all the same."""
     prompt: str | None = None
     """The question about one topic, or a file that holds it; [DOCUMENTS] and [KEYWORDS] are filled in. None takes the packaged one."""
     system_prompt: str | None = None
@@ -260,6 +271,7 @@ class FinetuneConfig:
     pooling: Literal["mean", "max", "cls"] | None = None
     """How token vectors become one; None keeps the base's, or takes the recipe's for a base that has none."""
     similarity: Literal["cosine", "dot"] = "cosine"
+    """What the model's vectors are trained and compared by; with dot they are not normalised."""
     layers: int | None = None
     """Only the base's first layers; None keeps all."""
     freeze: int = 0
@@ -284,11 +296,11 @@ class FinetuneConfig:
     deepspeed: str | None = None
     """A preset (deepspeed-zero1, deepspeed-zero2) or DeepSpeed's own JSON file."""
     workers: int | None = None
-    """Processes that train together; None takes one for each GPU, and one without a GPU."""
+    """Processes that train together; None takes as many as there are GPUs and ``batch_size`` can be divided by, and one without a GPU."""
     checkpoint_steps: int | None = None
     """Steps between checkpoints; None writes about ten in all, the first after at most 200."""
     documents: int | None = 100_000
-    """Most documents of a store that are trained on, chosen by a hash of their ids; None takes all."""
+    """Most documents of a store that are trained on, chosen by a hash of ``seed`` and text; None takes all."""
     held_out: float = 0.1
     """Share of the labelled input that is not trained on but judged with, where no other judge is named."""
     judges: tuple[str, ...] = ()
@@ -301,7 +313,7 @@ class FinetuneConfig:
 
 
 POWER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
-"""2e-5, which YAML 1.1 takes for a text."""
+"""2e-5, which YAML 1.1 takes for a text (see :func:`numbers`)."""
 MASTERS = ("local", "spark://", "yarn", "k8s://")
 """How the address of a Spark master begins."""
 
@@ -315,6 +327,8 @@ class RayConfig:
     actors: int | None = None
     """Worker processes; None derives them from the processors or GPUs."""
     cpus_per_actor: int | None = None
+    """Processors, and threads, of a worker; None takes as many as all workers can have each. Where ``actors`` is left out, too, there is a
+    worker for every 4 of them, or for every GPU."""
     gpus_per_actor: float | None = None
     """Fractions allowed; None takes a whole GPU where there is one."""
     attempts: int = 3
@@ -338,7 +352,9 @@ class SparkConfig:
     remote: str | None = None
     """A Spark Connect address (sc://...), instead of a master; None takes SPARK_REMOTE. Its token: SPARK_CONNECT_AUTHENTICATE_TOKEN."""
     driver_memory: str = "2g"
+    """Memory of the JVM that is started here, as Spark writes it; without a master it does all of Spark's work."""
     conf: Mapping[str, Any] = field(default_factory=dict)
+    """Any other setting of Spark, by its name: {spark.sql.shuffle.partitions: 200}"""
 
     @property
     def where(self) -> str | None:
@@ -364,7 +380,8 @@ class StorageConfig:
     """Address of a server other than the cloud's own (https://...); None takes the variable AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL
     for s3://, else the cloud's."""
     region: str | None = None
-    """None takes AWS_REGION or AWS_DEFAULT_REGION, else what the bucket says; with an endpoint us-east-1."""
+    """None takes AWS_REGION or AWS_DEFAULT_REGION; with an endpoint us-east-1. Without any, each engine looks on its own (a profile, the
+    machine) and else takes a default: name the bucket's."""
     path_style: bool | None = None
     """The bucket is in the path of an address and not in the host's name. None: with an endpoint."""
     allow_http: bool = False
@@ -439,6 +456,9 @@ def load(
     for layer in layers:
         _forget_parameters(merged, layer)
         _merge(merged, layer)
+    cluster = merged.get("cluster")
+    if isinstance(cluster, Mapping) and cluster.get("reduction", "none") != "none":
+        merged["cluster"] = {"algorithm": "hdbscan", **cluster}
     return Config.from_dict(merged)
 
 
@@ -472,6 +492,18 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def numbers(value: Any) -> Any:
+    """Return a value, or all that a mapping or list holds, with the texts that are powers of ten (2e-5) as numbers."""
+    if isinstance(value, Mapping):
+        return {key: numbers(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [numbers(inner) for inner in value]
+    if not isinstance(value, str) or not POWER.fullmatch(value):
+        return value
+    number = float(value)
+    return int(number) if number.is_integer() else number
+
+
 def option_text(value: object) -> str:
     """Return a value as the options of Spark and delta-rs spell it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -501,10 +533,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"Configuration file {str(path)!r} must hold a mapping. Got {type(content).__name__} instead.")
-    return content
+    # a section whose every line is a comment says nothing
+    return {key: {} if section is None else section for key, section in content.items()}
 
 
 def _parse(value: str, item: str) -> Any:
+    if len(value) == 1 and not value.isalnum() and value != "~":
+        return value  # a separator or a quote, of which YAML would take most for its own
     try:
         return yaml.safe_load(value) if value.strip() else None
     except yaml.YAMLError as error:
@@ -690,8 +725,10 @@ def _validate(config: Config) -> None:
         )
     own = sorted({"messages", "model", "stream"} & set(c.llm.request))
     check(not own, "llm.request", f"without {', '.join(own)}, which topicscale sets itself")
-    if c.llm.url is not None and "@" in c.llm.url:
-        raise ConfigError(f"llm.url must hold no user and no password (it is not shown). Give a key by the variable {c.llm.api_key_env}.")
+    if c.llm.url is not None and set("@?#") & set(c.llm.url):
+        raise ConfigError(
+            f"llm.url must hold no user, no password and no query (it is not shown). Give a key by the variable {c.llm.api_key_env}."
+        )
     fit = c.llm.url is None or c.llm.url.startswith(("http://", "https://"))
     check(fit, "llm.url", "an address that begins with http:// or https://")
     check(c.llm.backend != "server" or c.llm.url is not None, "llm.url", "given when llm.backend is server")
@@ -781,6 +818,11 @@ def storage_from_environment(storage: StorageConfig) -> StorageConfig:
     found = dataclasses.replace(storage, **changes)
     check_endpoint(found, "AWS_ENDPOINT_URL" if storage.endpoint is None else "storage.endpoint")
     return found
+
+
+def cache_folder(kind: str) -> Path:
+    """Return the folder in the user's cache (XDG_CACHE_HOME, else ~/.cache) for what is made once a machine."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "topicscale" / kind
 
 
 def java_home() -> str | None:

@@ -13,7 +13,7 @@ This holds for every pair of releases. It says nothing of combinations of three.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -39,11 +39,17 @@ class Members:
     """(n,): keyed hashes of their texts."""
     leaves: Int64
     """(n,): 0 to the number of leaves - 1."""
+    vectors: UInt64 | None = None
+    """(n,): keyed hashes of texts and vectors, where vectors came with the documents: one may change where the text does not."""
+
+    def taken(self, rows: npt.NDArray[np.bool_]) -> Members:
+        """Return some rows."""
+        vectors = None if self.vectors is None else self.vectors[rows]
+        return Members(self.documents[rows], self.texts[rows], self.leaves[rows], vectors)
 
     def of(self, chosen: Collection[int]) -> Members:
         """Return the rows of some leaves, numbered as before."""
-        rows = np.isin(self.leaves, np.fromiter(chosen, np.int64))
-        return Members(self.documents[rows], self.texts[rows], self.leaves[rows])
+        return self.taken(np.isin(self.leaves, np.fromiter(chosen, np.int64)))
 
 
 def changed(old: Members, new: Members) -> int:
@@ -80,7 +86,7 @@ class Stale:
     """(old release, its leaf), in order."""
 
 
-def settle(new: Members, history: Sequence[Members], minimums: Sequence[int], *, leaves: int) -> Stale:
+def settle(new: Members, history: Sequence[Members], minimum: int, *, leaves: int) -> Stale:
     """Return the new leaves that would set a small group of documents apart from an old release.
 
     Parameters
@@ -89,8 +95,8 @@ def settle(new: Members, history: Sequence[Members], minimums: Sequence[int], *,
         A document is in one leaf at most.
     history : sequence of Members
         Old releases, oldest first. Their leaves may overlap; :func:`alone` says how far.
-    minimums : sequence of int
-        The smallest group that may be told, for each old release.
+    minimum : int
+        The smallest group that may be told, beside any old release. What one told by itself under a smaller K stays told.
     leaves : int
         Number of new leaves.
 
@@ -101,9 +107,8 @@ def settle(new: Members, history: Sequence[Members], minimums: Sequence[int], *,
     fresh = set(range(leaves))
     instead: dict[tuple[int, int], None] = {}
     for index in reversed(range(len(history))):  # the newest first: what stands for a leaf should be as new as can be
-        old = history[index]
         while fresh:
-            cuts = narrow_cuts(*_edges(new.of(fresh), old, leaves=leaves), limit=_DOCUMENT * minimums[index])
+            cuts = _cuts(new.of(fresh), history[index], minimum, leaves=leaves)
             if not cuts:
                 break
             for nodes in cuts:
@@ -122,9 +127,44 @@ def too_close(new: Members, old: Members, minimum: int, *, leaves: int) -> set[i
     Unlike in :func:`settle` a document may be in several new leaves. Where a small group is set apart by old leaves alone, all new ones
     are returned.
     """
-    cuts = narrow_cuts(*_edges(new, old, leaves=leaves), limit=_DOCUMENT * minimum)
-    found = [{node - 1 for node in nodes if node <= leaves} for nodes in cuts]
+    found = [{node - 1 for node in nodes if node <= leaves} for nodes in _cuts(new, old, minimum, leaves=leaves)]
     return set().union(*(mine or set(range(leaves)) for mine in found))
+
+
+def _cuts(new: Members, old: Members, minimum: int, *, leaves: int) -> list[set[int]]:
+    """Return narrow cuts of two releases: of what is told of texts (terms), else of what is told of vectors, if that is not the same.
+
+    Those of old leaves alone that are under ``minimum`` are none: their release told them under a smaller K.
+    """
+    pairs = [(new, old)]
+    if new.vectors is not None and old.vectors is not None:
+        pairs.append((replace(new, texts=new.vectors), replace(old, texts=old.vectors)))
+    sizes = np.bincount(old.leaves)
+    small = 1 + leaves + np.flatnonzero((sizes > 0) & (sizes < minimum))
+    for one, other in pairs:
+        nodes, first, second, weight = _edges(one, other, leaves=leaves)
+        group, torn = _followed(nodes, first, second, weight, small)
+        cuts = [torn] if torn else narrow_cuts(nodes, group[first], group[second], weight, limit=_DOCUMENT * minimum)
+        if cuts:
+            return cuts
+    return []
+
+
+def _followed(nodes: int, first: Int64, second: Int64, weight: Float64, small: Int64) -> tuple[Int64, set[int]]:
+    """Return the node that each node goes with, and new leaves that share a small old leaf which goes with none.
+
+    A small old leaf goes with the node that at least half of it is in. To the side of that one it can be moved in every narrow cut, which
+    gets no heavier; if nothing of the cut is left then, it was the small leaf alone that it told of.
+    """
+    group, torn = np.arange(nodes), set[int]()
+    now, before = np.minimum(first, second), np.maximum(first, second)  # nodes of old leaves come last
+    for leaf in small.tolist():
+        held = np.bincount(now[before == leaf], weights=weight[before == leaf])
+        if 2 * held.max() >= held.sum():
+            group[leaf] = held.argmax()
+        else:
+            torn |= set(np.flatnonzero(held).tolist()) - {OUTSIDE}
+    return group, torn
 
 
 def _edges(new: Members, old: Members, *, leaves: int) -> tuple[int, Int64, Int64, Float64]:

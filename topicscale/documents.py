@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,12 @@ import pyarrow.parquet as pq
 from topicscale.config import InputConfig
 from topicscale.errors import InputError
 from topicscale.files import Folder
-from topicscale.store import exclusive
+from topicscale.storage import spelt
+from topicscale.store import LOCK, WORK, Store
 
 ID, VECTOR = "topicscale_position", "topicscale_vector"
+_BLOCK = 2**28
+"""Numbers of one array of vectors: a list's place in it is 32 bits wide."""
 _WHOLE = 'Replace it: text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
 
 
@@ -58,7 +62,8 @@ def unit_rows(embeddings: Any) -> npt.NDArray[np.float32]:
 def staged(documents: Any, embeddings: Any, config: InputConfig, store: str) -> Iterator[tuple[InputConfig, int | None]]:
     """Yield the input configuration that reads ``documents``, and their number if their ids are their positions.
 
-    Sequences and frames are written to a temporary Parquet file; paths are read where they are.
+    Sequences and frames are written below the store's own folder, which all machines reach, and removed at the end; paths are
+    read where they are.
 
     Raises
     ------
@@ -66,6 +71,8 @@ def staged(documents: Any, embeddings: Any, config: InputConfig, store: str) -> 
         The documents are of a type that cannot be read, or embeddings do not fit them.
     StoreLocked
         Another process fits the same documents into the same store.
+    StoreError
+        The store cannot be made.
     """
     if config.id_column == ID:  # of a fit of other documents, which were in memory
         config = dataclasses.replace(config, id_column=None, format="auto")
@@ -77,60 +84,85 @@ def staged(documents: Any, embeddings: Any, config: InputConfig, store: str) -> 
             raise InputError("embeddings cannot be given with a path. Name the column that holds them: input.embedding_column.")
         yield dataclasses.replace(config, paths=tuple(paths)), None
         return
-    folder = Path(tempfile.mkdtemp(prefix="topicscale-input-"))
-    named = folder
-    try:
-        if hasattr(documents, "write") and hasattr(documents, "schema"):  # a Spark data frame, classic or Connect
-            if embeddings is not None:
-                raise InputError("embeddings cannot be given with a Spark data frame. Name its column: input.embedding_column.")
-            documents.write.parquet(f"file://{folder / 'input'}")  # where Hadoop is set up, a plain path is one of its own
-            yield dataclasses.replace(config, paths=(str(folder / "input"),), format="auto"), None
-            return
-        if config.id_column is not None:
-            raise InputError(
-                f"input.id_column={config.id_column} cannot be used of documents in memory: their ids are their positions. Leave it out, "
-                "or give a Spark data frame or the path of a file."
-            )
-        table = _table(documents, config)
-        if table.num_rows == 0:
-            raise InputError("documents must hold at least one text. Got none instead.")
-        changes: dict[str, Any] = {"format": "parquet", "id_column": ID}
-        if len(config.text_column) == 1 and config.text_column[0] not in table.column_names and table.num_columns == 1:
-            changes["text_column"] = (table.column_names[0],)
-        # padded, so that the order of ids is the order of positions
-        table = table.append_column(ID, pa.array([f"{i:012d}" for i in range(table.num_rows)], pa.string()))
+    if hasattr(documents, "write") and hasattr(documents, "schema"):  # a Spark data frame, classic or Connect
         if embeddings is not None:
-            vectors = unit_rows(embeddings)
-            if len(vectors) != table.num_rows:
+            raise InputError("embeddings cannot be given with a Spark data frame. Name its column: input.embedding_column.")
+        with _spark_frame(documents, Store(store, create=True).files) as path:
+            yield dataclasses.replace(config, paths=(path,), format="auto"), None
+        return
+    if config.id_column is not None:
+        raise InputError(
+            f"input.id_column={config.id_column} cannot be used of documents in memory: their ids are their positions. Leave it out, "
+            "or give a Spark data frame or the path of a file."
+        )
+    table = _table(_arrow(documents), config)
+    if table.num_rows == 0:
+        raise InputError("documents must hold at least one text. Got none instead.")
+    changes: dict[str, Any] = {"format": "parquet", "id_column": ID}
+    if len(config.text_column) == 1 and config.text_column[0] not in table.column_names and table.num_columns == 1:
+        changes["text_column"] = (table.column_names[0],)
+    # padded, so that the order of ids is the order of positions
+    table = table.append_column(ID, pa.array([f"{i:012d}" for i in range(table.num_rows)], pa.string()))
+    if embeddings is not None:
+        vectors = unit_rows(embeddings)
+        if len(vectors) != table.num_rows:
+            raise InputError(f"embeddings must have one row per document. Got {len(vectors)} rows for {table.num_rows} documents instead.")
+        table = table.append_column(VECTOR, _lists(vectors))
+        changes["embedding_column"] = VECTOR
+    with _parquet(table, store) as path:
+        yield dataclasses.replace(config, paths=(path,), **changes), table.num_rows
+
+
+@contextlib.contextmanager
+def _spark_frame(frame: Any, files: Folder) -> Iterator[str]:
+    """Yield the folder that a Spark data frame's rows were written to."""
+    name = f"{WORK}/input-{uuid.uuid4().hex}"
+    try:
+        frame.write.parquet(spelt(f"{files.uri}/{name}"))
+        context = getattr(frame.sparkSession, "sparkContext", None)  # Connect has none
+        if context is None or not context.master.startswith("local"):
+            # each executor has written its rows to what goes by that path on its own machine
+            there = sum(pq.read_metadata(files.open(f.name)).num_rows for f in files.files(name) if f.name.endswith(".parquet"))
+            if there != (wanted := frame.count()):
                 raise InputError(
-                    f"embeddings must have one row per document. Got {len(vectors)} rows for {table.num_rows} documents instead."
+                    f"The store must be in a folder that this machine and all of Spark's share. Of {wanted:,} rows of the data frame "
+                    f"{there:,} can be seen in {files.uri!r}. Name another store (docs/clusters.md)."
                 )
-            offsets = np.arange(0, vectors.size + 1, vectors.shape[1], dtype=np.int64)
-            table = table.append_column(
-                VECTOR, pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(vectors.ravel())).cast(pa.list_(pa.float32()))
-            )
-            changes["embedding_column"] = VECTOR
-        _write(table, folder / "input.parquet")
-        # a name made of the content, so that a job knows the same documents when it sees them again; and of the store, which one
-        # process at a time writes to
-        digest = hashlib.sha256(Folder(store).uri.encode())
-        with (folder / "input.parquet").open("rb") as file:
-            while chunk := file.read(2**20):
-                digest.update(chunk)
-        os.utime(folder / "input.parquet", (0, 0))
-        held = folder.with_name(f"topicscale-input-{os.getuid()}-{digest.hexdigest()[:32]}")
-        lock = held.with_suffix(".lock")
-        with exclusive(lock, "fit_transform", f"The store {store!r}"):
-            named = held
-            shutil.rmtree(named, ignore_errors=True)  # of a process that was killed
-            folder.replace(named)
-            changes["paths"] = (str(named / "input.parquet"),)
-            try:
-                yield dataclasses.replace(config, **changes), table.num_rows
-            finally:
-                lock.unlink(missing_ok=True)
+        yield f"{files.uri}/{name}"
     finally:
-        shutil.rmtree(named, ignore_errors=True)
+        files.clear(name)
+
+
+@contextlib.contextmanager
+def _parquet(table: pa.Table, store: str) -> Iterator[str]:
+    """Yield the file that a table was written to."""
+    with tempfile.TemporaryFile() as made:
+        try:
+            pq.write_table(table, made)
+        except pa.ArrowException as error:  # what Parquet has no type for
+            raise InputError(_column_at_fault(error)) from error
+        made.seek(0)
+        # a name made of the content, so that a job knows the same documents when it sees them again
+        name = f"{WORK}/input-{hashlib.file_digest(made, 'sha256').hexdigest()[:32]}"
+        made.seek(0)
+        target = Store(store, create=True)
+        files, file = target.files, f"{name}/input.parquet"
+        with target.held(f"{name}/{LOCK}", "fit_transform"):
+            try:
+                with files.sink(file) as sink:
+                    shutil.copyfileobj(made, sink, 2**20)
+                if files.path is not None:
+                    os.utime(files.path / file, (0, 0))
+                yield f"{files.uri}/{file}"
+            finally:
+                files.clear(name)
+
+
+def _lists(vectors: npt.NDArray[np.float32], *, block: int = _BLOCK) -> pa.ChunkedArray:
+    """Return the rows of a matrix as lists, in arrays of at most ``block`` numbers, or of one row."""
+    rows, kind = max(1, block // vectors.shape[1]), pa.list_(pa.float32())
+    parts = [vectors[start : start + rows] for start in range(0, len(vectors), rows)]
+    return pa.chunked_array([pa.FixedSizeListArray.from_arrays(pa.array(p.ravel()), p.shape[1]).cast(kind) for p in parts], kind)
 
 
 def _paths(documents: Any) -> list[str] | None:
@@ -151,12 +183,21 @@ def texts_of(documents: Any) -> list[str]:
     """
     if isinstance(documents, str):
         return [documents]
+    documents = _arrow(documents)
     if isinstance(documents, (pd.DataFrame, pa.Table, pa.RecordBatch)):
         raise InputError("documents must be a text or a list of texts. Got a table instead: give its column of texts.")
     texts = _texts(documents)
     if None in texts:
         raise InputError(f"documents must be a text or a list of texts. Document {texts.index(None)} is missing.")
     return texts
+
+
+def _arrow(documents: Any) -> Any:
+    """Return what hands its data on by Arrow's protocol (polars, DuckDB) as a table or an array of pyarrow's, and others as they are."""
+    if not hasattr(documents, "__arrow_c_stream__") or isinstance(documents, (pa.Table, pa.ChunkedArray, pd.DataFrame, pd.Series)):
+        return documents
+    found = pa.chunked_array(documents)
+    return pa.Table.from_struct_array(found) if pa.types.is_struct(found.type) else found
 
 
 def _table(documents: Any, config: InputConfig) -> pa.Table:
@@ -173,13 +214,6 @@ def _table(documents: Any, config: InputConfig) -> pa.Table:
             # values of several types, two columns of one name
             raise InputError(_column_at_fault(error)) from error
     return pa.table({config.text_column[0]: pa.array(_texts(documents), pa.string())})
-
-
-def _write(table: pa.Table, path: Path) -> None:
-    try:
-        pq.write_table(table, path)
-    except pa.ArrowException as error:  # what Parquet has no type for
-        raise InputError(_column_at_fault(error)) from error
 
 
 def _column_at_fault(error: Exception) -> str:
@@ -215,5 +249,6 @@ def _texts(documents: Any) -> list[Any]:
             )
         return texts
     raise InputError(
-        f"Documents must be a list of strings, pandas or Arrow data, a Spark data frame, or a path. Got {type(documents).__name__} instead."
+        "Documents must be a list of strings, pandas, polars or Arrow data, a Spark data frame, or a path. "
+        f"Got {type(documents).__name__} instead."
     )

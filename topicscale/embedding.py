@@ -81,8 +81,8 @@ class Embedder:
         torch.set_num_threads(threads)
         model = resolve(config.model)
         self.space = embedding_space(config)
-        self._config, self._device = config, device
         self.backend = "torch" if config.backend == "auto" else config.backend
+        self._config, self._device = config, "cpu" if self.backend == "onnx" else device  # its session is the processors'
         self.dtype = config.dtype if config.dtype != "auto" else "float32" if self.backend == "onnx" else best_dtype(device)
         self._prompt = config.prompt
         self._features: dict[str, Any] = {}

@@ -23,7 +23,7 @@ def clustering(labels_true: Sequence[Any] | npt.NDArray[Any], labels_pred: Seque
     Parameters
     ----------
     labels_true : (n,)
-        Known labels: numbers or strings. Documents without one (None, NaN) are left out and counted.
+        Known labels: numbers or strings. Documents without one (None, NaN, pandas' NA) are left out and counted.
     labels_pred : int (n,)
         Topic of each document, -1 for outliers.
 
@@ -45,12 +45,13 @@ def clustering(labels_true: Sequence[Any] | npt.NDArray[Any], labels_pred: Seque
     Sources: Vinh, Epps and Bailey, JMLR 11 (2010), for NMI and AMI; Hubert and Arabie, 1985, for ARI; Rosenberg and
     Hirschberg, EMNLP 2007, for the V-measure.
     """
+    import pandas as pd
     from sklearn import metrics
 
     predicted = np.asarray(labels_pred)
     if len(labels_true) != len(predicted):
         raise ValueError(f"labels_true and labels_pred must have the same length. Got {len(labels_true)} and {len(predicted)} instead.")
-    labelled = np.array([label is not None and label == label for label in labels_true], dtype=bool)
+    labelled = pd.Series(list(labels_true), dtype=object).notna().to_numpy()
     if not labelled.any():
         raise ValueError(f"labels_true must hold a label. Got {len(labels_true)} documents without one instead.")
     # as strings: a column may hold 1 and "1", and numpy cannot sort a mixture

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import regex
 
 from topicscale.config import fingerprint
 from topicscale.leaf_terms import term_maps
@@ -25,8 +26,8 @@ from topicscale.tables import OUTLIER, TABLES
 
 OUTLIERS = "outliers"
 """The ``topic_key`` of the outliers' leaf."""
-_WORD = re.compile(r"\w+")
-_NUMBER = re.compile(r"^-?\d{1,6}_")
+# spark/words.py's: in Hindi, Thai or Persian a word has marks and joiners in it
+_WORD = regex.compile(r"[\p{Alphabetic}\p{Nd}_][\w--[\uFE00-\uFE0F\u20E3\U000E0100-\U000E01EF]]*", regex.V1)
 _TERM_COLUMNS = ("term_counts", "term_documents")
 _TOLD_SETTINGS = ("lowercase", "ngram_range", "bm25_weighting", "reduce_frequent_words", "top_n_words")
 _TOLD_EMBEDDING = ("max_tokens", "prompt")
@@ -177,8 +178,8 @@ def labels(
 
 
 def _words(label: str) -> set[str]:
-    """Return a label's words: also those that underscores tie together, without the topic's number before them."""
-    found = _WORD.findall(_NUMBER.sub("", unicodedata.normalize("NFC", label)))
+    """Return a label's words and numbers: also those that underscores tie together."""
+    found = _WORD.findall(unicodedata.normalize("NFC", label))
     return {part for word in found for part in (word, *word.split("_")) if part}
 
 

@@ -25,9 +25,10 @@ import pyarrow.compute as pc
 from topicscale.calibrate import Pilot, combine
 from topicscale.cluster import Float64, Int64, exact, unit
 from topicscale.errors import RequestError
-from topicscale.labels import relabelled
+from topicscale.labels import WRITTEN, relabelled
 from topicscale.leaf_terms import hashed, reconciled
 from topicscale.merge import Leaves, Merged, leaf_key, merge
+from topicscale.models import UNNAMED
 from topicscale.tables import OUTLIER, TABLES
 from topicscale.texts import one_line
 
@@ -44,8 +45,10 @@ class Union:
     keys: tuple[str, ...]
     """Content of each row."""
     pilots: pa.Table
-    spaces: dict[str, str] = field(default_factory=dict)
-    """Embedding space -> the model's name."""
+    spaces: dict[tuple[str, int], str] = field(default_factory=dict)
+    """Embedding space, with the length of its vectors -> the model's name."""
+    written: Mapping[str, str] = field(default_factory=dict)
+    """Labels that no person gave -> the aspect that has them (:data:`topicscale.labels.WRITTEN`)."""
 
     @property
     def outliers(self) -> npt.NDArray[np.bool_]:
@@ -71,13 +74,15 @@ class Federation:
     """Leaves that could not be matched by terms, because they have none: each is a topic of its own."""
 
 
-def unite(site_topics: Sequence[pa.Table], pilots: Sequence[pa.Table]) -> Union:
+def unite(site_topics: Sequence[pa.Table], pilots: Sequence[pa.Table], written: Sequence[Mapping[str, str]] = ()) -> Union:
     """Return the union of stores' leaves.
 
     Parameters
     ----------
     site_topics, pilots : sequences of Table
         By the contract's schemas, with ``site``, ``site_id`` and ``generation`` filled in.
+    written : sequence of mapping
+        Of each store, the labels that no person gave (:func:`topicscale.labels.written`).
     """
     rows = pa.concat_tables([table.select(TABLES["site_topics"].schema.names) for table in site_topics]).combine_chunks()
     found = pa.concat_tables([table.select(TABLES["pilots"].schema.names) for table in pilots]).combine_chunks()
@@ -95,8 +100,17 @@ def unite(site_topics: Sequence[pa.Table], pilots: Sequence[pa.Table]) -> Union:
         shown = pa.array([one_line(text) for text in rows[column].to_pylist()], pa.string())
         rows = rows.set_column(rows.schema.get_field_index(column), column, shown)
     rows, keys = _distinct_leaves(rows)
-    spaces = dict(sorted(set(zip(rows["embedding_space"].to_pylist(), rows["embedding_model"].to_pylist(), strict=True))))
-    return Union(rows, keys, _distinct_pilots(found), spaces)
+    models = rows["embedding_model"].to_pylist()
+    spaces = dict(sorted(set(zip(_spaces(rows), models, strict=True))))
+    return Union(rows, keys, _distinct_pilots(found), spaces, _written(rows, site_topics, written))
+
+
+def _written(rows: pa.Table, site_topics: Sequence[pa.Table], written: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Return which labels of the rows no person gave at any site, each with the first of the aspects that have it."""
+    by_hand = {label for table, of in zip(site_topics, written, strict=False) for label in table["label"].to_pylist() if label not in of}
+    found = {label: aspect for aspect in reversed(WRITTEN) for of in written for label, told in of.items() if told == aspect}
+    shown = {one_line(label): aspect for label, aspect in found.items() if label not in by_hand}
+    return {label: shown[label] for label in sorted(set(rows["label"].to_pylist()) & shown.keys())}
 
 
 def federate(union: Union, *, height: float | None = None, similarity: float | None = None, match: str = "embeddings") -> Federation:
@@ -153,13 +167,24 @@ def check_spaces(union: Union) -> None:
     """Raise RequestError when the leaves live in more than one embedding space."""
     if len(union.spaces) > 1:
         told = []
-        for space, model in union.spaces.items():
-            of = sorted(set(union.rows.filter(pc.equal(union.rows["embedding_space"], space))["site"].to_pylist()))
-            told.append(f"{model} [{space[:8]}] ({', '.join(of[:5])}{' ...' if len(of) > 5 else ''})")
+        sites, of_row = union.rows["site"].to_pylist(), _spaces(union.rows)
+        for (space, length), model in union.spaces.items():
+            of = sorted({site for site, at in zip(sites, of_row, strict=True) if at == (space, length)})
+            told.append(f"{model} [{space[:8]}, {length} dimensions] ({', '.join(of[:5])}{' ...' if len(of) > 5 else ''})")
+        named = (
+            "Where vectors came with the documents, name the model that made them: topicscale update --refit --set embedding.model=NAME "
+            "--store ..., at every site. "
+        )
         raise RequestError(
             f"Stores can only be merged by embeddings of one model. Got {len(told)} instead: {'; '.join(told)}. "
+            f"{named if UNNAMED in union.spaces.values() else ''}"
             "Match them by their words with --match terms, or embed one side again with the other's model."
         )
+
+
+def _spaces(rows: pa.Table) -> list[tuple[str, int]]:
+    """Return each row's embedding space with the length of its vectors, which a model's name does not tell."""
+    return list(zip(rows["embedding_space"].to_pylist(), pc.list_value_length(rows["vector_sum"]).to_pylist(), strict=True))
 
 
 def vector_sums(rows: pa.Table) -> Float64:
@@ -172,21 +197,27 @@ def vector_sums(rows: pa.Table) -> Float64:
 
 
 def labels(federation: Federation) -> tuple[dict[int, str], dict[int, list[str]]]:
-    """Return each topic's given name (that of most documents; equal ones alphabetically), and the names it won over."""
+    """Return each topic's given name, and the names it won over.
+
+    What a person gave comes before what was given in advance, and that before what a language model wrote; then counts by how many
+    documents' topics have a name, then the alphabet.
+    """
+    ranks = {label: 1 + WRITTEN.index(aspect) for label, aspect in federation.union.written.items()}
     votes: dict[int, dict[str, int]] = {}
     rows = federation.union.rows
     for topic, label, size in zip(federation.topics, rows["label"].to_pylist(), rows["size"].to_pylist(), strict=True):
         if label and topic >= 0:
             of = votes.setdefault(int(topic), {})
             of[label] = of.get(label, 0) + size
-    ranked = {topic: sorted(of, key=lambda name: (-of[name], name)) for topic, of in votes.items()}
+    ranked = {topic: sorted(of, key=lambda name: (ranks.get(name, 0), -of[name], name)) for topic, of in votes.items()}
     return {topic: names[0] for topic, names in ranked.items()}, {topic: names[1:] for topic, names in ranked.items() if names[1:]}
 
 
 def renamed(federation: Federation, names: Mapping[int, str]) -> Federation:
     """Return the same topics, the leaves of some of them (by topic id) under the names given to these topics."""
     rows = relabelled(federation.union.rows, [names.get(int(topic)) for topic in federation.topics])
-    return replace(federation, union=replace(federation.union, rows=rows))
+    written = {label: aspect for label, aspect in federation.union.written.items() if label not in names.values()}
+    return replace(federation, union=replace(federation.union, rows=rows, written=written))
 
 
 def by_site(federation: Federation) -> list[dict[str, Any]]:
@@ -241,15 +272,20 @@ def _newest(table: pa.Table, newest: dict[str, int]) -> pa.Table:
 
 def _distinct_leaves(rows: pa.Table) -> tuple[pa.Table, tuple[str, ...]]:
     """Return the rows in canonical order, leaves of equal content once, and each one's content key."""
-    sizes, sums = rows["size"].to_pylist(), vector_sums_ragged(rows)
-    outlier = [key == OUTLIERS for key in rows["topic_key"].to_pylist()]
-    keys = [f"{int(o)}{leaf_key(size, row)}" for o, size, row in zip(outlier, sizes, sums, strict=True)]
+    keys = content_keys(rows)
     # of copies the same one is kept whatever the order: the most complete, then by name
     sites, ids = rows["site"].to_pylist(), rows["site_id"].to_pylist()
     names, least = rows["label"].to_pylist(), rows["min_documents"].to_pylist()
     order = sorted(range(len(keys)), key=lambda i: (keys[i], least[i], not names[i], names[i], sites[i], ids[i]))
     kept = [i for position, i in enumerate(order) if position == 0 or keys[order[position - 1]] != keys[i]]
     return rows.take(pa.array(kept, pa.int64())), tuple(keys[i] for i in kept)
+
+
+def content_keys(rows: pa.Table) -> list[str]:
+    """Return what tells each leaf's content from another's, and outliers from topics."""
+    sizes, sums = rows["size"].to_pylist(), vector_sums_ragged(rows)
+    outlier = [key == OUTLIERS for key in rows["topic_key"].to_pylist()]
+    return [f"{int(o)}{leaf_key(size, row)}" for o, size, row in zip(outlier, sizes, sums, strict=True)]
 
 
 def vector_sums_ragged(rows: pa.Table) -> list[Float64]:
@@ -281,6 +317,7 @@ def fingerprint(union: Union, *options: Any) -> str:
         for chunk in union.rows[name].chunks:
             _digest_map(digest, chunk)
     digest.update(repr(union.pilots["pilot_key"].to_pylist()).encode())
+    digest.update(repr(sorted(union.written.items())).encode())
     return digest.hexdigest()[:32]
 
 

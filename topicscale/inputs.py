@@ -7,11 +7,12 @@ import difflib
 import glob
 import os
 import re
+import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import PurePath, PurePosixPath
 from typing import Any
 
 from topicscale import storage
@@ -49,20 +50,28 @@ class InputPlan:
     format: str
     """csv, tsv, jsonl, parquet, text or delta."""
     columns: tuple[Column, ...]
-    """Columns in the input's order; empty when only the engine can know (an address that it alone can open)."""
+    """Columns of the files, in the input's order; empty when only the engine can know (an address that it alone can open)."""
     options: Mapping[str, str] = field(default_factory=dict)
     """Options of Spark's reader, the defaults filled in."""
     rows: int | None = None
     """Estimated number of rows."""
     bytes: int | None = None
     fingerprint: str = ""
-    """Digest of the listing: path, size and time of change of each file, or a Delta table's id and version."""
+    """Digest of the listing: path, size and time of change of each file, or a Delta table's id and version; of an address that the
+    engine alone can open, another each time."""
     version: int | None = None
     """Version of a Delta table."""
     dimension: int | None = None
     """Length of the vectors in ``embedding_column``, from the first rows."""
     characters: int | None = None
     """Estimated number of characters of the texts, None where the files' heads do not tell."""
+    folders: tuple[str, ...] = ()
+    """Columns of text that the names of the files' folders are (``month`` of ``month=01``), below what was given."""
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Column -> kind, of all columns; empty where those of the files are."""
+        return {column.name: column.kind for column in with_folders(self.columns, self.folders)} if self.columns else {}
 
 
 def inspect(config: InputConfig) -> InputPlan:
@@ -76,25 +85,35 @@ def inspect(config: InputConfig) -> InputPlan:
     """
     if not config.paths:
         raise InputError("input.paths must name at least one file, folder or glob. Got none instead.")
-    found = {path: told for given in config.paths for path, told in _expand(given)}
+    expanded = [(given, path, told) for given in config.paths for path, told in _expand(given)]
+    found = {path: told for _, path, told in expanded}
     paths = sorted(found)
     chosen = config.format if config.format != "auto" else _agreed_format(paths)
     options = reader_options(chosen, config.options)
+    _check_encoding(chosen, options)
     if chosen == "delta":
         return _inspect_delta(config, paths, options)
     if any(is_remote(path) for path in paths):
-        return InputPlan(tuple(paths), chosen, (), options, fingerprint=fingerprint(paths, chosen, options))
+        return InputPlan(tuple(paths), chosen, (), options, fingerprint=uuid.uuid4().hex)
     sizes = {path: size for path, (size, _) in found.items()}
     paths = [path for path in paths if sizes[path]]
-    if not paths:
+    heads = {path: sample_file(path, chosen, options) for path in paths[:_CHECKED]}
+    paths = [path for path in paths if path not in heads or heads[path].columns]
+    samples = [heads[path] for path in paths if path in heads]
+    if not samples:
         raise InputError(f"Every input file is empty: {_few(list(sizes))}.")
-    samples = [sample_file(path, chosen, options) for path in paths[:_CHECKED]]
     columns = _agreed_columns(paths, samples, chosen)
     if chosen in ("csv", "tsv"):
         # the engine skips each file's header unread: columns in another order would change places silently
-        for path in paths[_CHECKED:]:
-            _agreed_columns([paths[0], path], [samples[0], sample_file(path, chosen, options, head_bytes=1 << 14)], chosen)
-    check_columns(columns, config, chosen)
+        for path in paths[len(samples) :]:
+            if (head := sample_file(path, chosen, options, head_bytes=1 << 14)).columns:
+                _agreed_columns([paths[0], path], [samples[0], head], chosen)
+    folders = _folders((given, path) for given, path, _ in expanded)
+    if chosen == "jsonl" and not (len(samples) == len(paths) and all(sample.whole for sample in samples)):
+        # further rows can have other keys
+        known = {column.name for column in with_folders(columns, folders)}
+        columns += tuple(Column(name, "late") for name in config.keep or () if name not in known)
+    check_columns(with_folders(columns, folders), config, chosen)
     total = sum(sizes[path] for path in paths)
     seen_bytes, seen_rows = sum(s.bytes for s in samples), sum(s.rows for s in samples)
     rows = (
@@ -117,7 +136,14 @@ def inspect(config: InputConfig) -> InputPlan:
         fingerprint=fingerprint(listing, chosen, options),
         dimension=lengths[0] if lengths else None,
         characters=round(total * seen_characters / max(1, seen_bytes)),
+        folders=folders,
     )
+
+
+def with_folders(columns: Sequence[Column], folders: Sequence[str]) -> list[Column]:
+    """Return the columns of files, and those that their folders' names are, unless the files have them."""
+    known = {column.name.lower() for column in columns}
+    return [*columns, *(Column(name, "string") for name in folders if name.lower() not in known)]
 
 
 def reader_options(chosen: str, given: Mapping[str, Any]) -> dict[str, str]:
@@ -135,8 +161,27 @@ def reader_options(chosen: str, given: Mapping[str, Any]) -> dict[str, str]:
         ours = {"encoding": "UTF-8"}
     known = {key.lower(): key for key in ours} | {"delimiter": "sep", "charset": "encoding"}
     for key, value in given.items():
+        if value is None:
+            raise InputError(
+                f"input.options.{key} must be a text, a number, true or false. Got null instead. Put what is to be a text in quotes of its "
+                f"own: --set 'input.options.{key}=\"~\"'."
+            )
         ours[known.get(key.lower(), key)] = value
     return {key: option_text(value) for key, value in ours.items()}
+
+
+def _check_encoding(chosen: str, options: Mapping[str, str]) -> None:
+    """Raise InputError for an encoding that is not known, or in which Spark, which looks for bytes, would not find the ends of lines."""
+    encoding = options.get("encoding", "UTF-8")
+    try:
+        by_bytes = "\n".encode(encoding) == b"\n"
+    except LookupError:
+        raise InputError(f"input.options.encoding must be a known encoding. Got {encoding!r} instead.") from None
+    if not by_bytes and (chosen in ("jsonl", "text") or options.get("multiLine", "").lower() == "false"):
+        raise InputError(
+            f"input.options.encoding must be one that ends a line with one byte, as ASCII does, where {chosen} is read. Got {encoding!r} "
+            f"instead. Write the files anew: iconv -f {encoding} -t UTF-8"
+        )
 
 
 def check_columns(columns: Sequence[Column], config: InputConfig, chosen: str) -> None:
@@ -210,10 +255,39 @@ def _expand(given: str) -> Iterator[tuple[str, tuple[int, int]]]:
         elif os.path.isdir(os.path.join(path, "_delta_log")):
             yield path, (0, 0)
         else:
-            inside = [str(p) for p in sorted(Path(path).rglob("*")) if p.is_file() and not _hidden(p.relative_to(path))]
+            inside = sorted(_inside(path))
             if not inside:
                 raise InputError(f"Input folder {given!r} holds no files.")
             yield from ((one, _told(one)) for one in inside)
+
+
+def _inside(folder: str) -> Iterator[str]:
+    """Yield the files in a folder and in the folders in it, also in those that links lead to, each of which is entered once."""
+    entered = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        _check_no_table(place, folders)
+        folders[:] = sorted(name for name in folders if not name.startswith(_HIDDEN))
+        paths = (os.path.join(place, name) for name in names if not name.startswith(_HIDDEN))
+        yield from filter(os.path.isfile, paths)
+
+
+def _check_no_table(folder: str, names: Collection[str]) -> None:
+    """Raise an InputError for a Delta table among files: each by itself, its files hold the rows that were deleted or replaced, too."""
+    if "_delta_log" in names:
+        raise InputError(f"A folder of input files must hold no Delta table. Got {folder!r}, which is one, instead: give it by itself.")
+
+
+def _folders(found: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """Return the columns that folders' names are, of what was given and each path that it means: those that were not given by name."""
+    parts = set[str]()
+    for given, path in found:
+        whole = given if "://" in given else os.path.abspath(os.path.expanduser(given))
+        parts |= {*PurePosixPath(path).parent.parts} - {*PurePosixPath(whole).parts}
+    return tuple(sorted({name for name, sign, _ in (part.partition("=") for part in parts) if name and sign}))
 
 
 def _check_shown(path: str) -> None:
@@ -249,7 +323,10 @@ def _expand_remote(given: str, place: storage.Address) -> Iterator[tuple[str, tu
         root = Folder(str(dataclasses.replace(place, key=plain)))
         # a folder that fits brings what is in it, as it does on a disk
         fits = re.compile(f"{_pattern(wild.rstrip('/'))}(?:/.*)?" if wild else ".*", re.DOTALL)
-        inside = [file for file in root.files(deep=True) if fits.fullmatch(file.name) and not _hidden(PurePosixPath(file.name))]
+        inside = [file for file in root.files(deep=True) if fits.fullmatch(file.name)]
+        for below in {PurePosixPath(file.name).parent for file in inside}:
+            _check_no_table(f"{root.uri}/{below.parent}".removesuffix("/."), [below.name])
+        inside = [file for file in inside if not _hidden(PurePosixPath(file.name))]
     except StoreError as error:
         raise InputError(f"Input {given!r} cannot be read: {error}") from error
     if not inside:
@@ -358,7 +435,7 @@ def _inspect_delta(config: InputConfig, paths: Sequence[str], options: Mapping[s
     if len(paths) != 1:
         raise InputError(f"A Delta input must be one table. Got {len(paths)} paths instead.")
     if is_remote(paths[0]):
-        return InputPlan(tuple(paths), "delta", (), dict(options), fingerprint=fingerprint(paths, "delta", dict(options)))
+        return InputPlan(tuple(paths), "delta", (), dict(options), fingerprint=uuid.uuid4().hex)
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError
 

@@ -26,12 +26,14 @@ from topicscale.terms import name
 from topicscale.texts import LONGEST, commands
 
 ASPECT = "manual"
+MAIN = "main"
+"""The aspect that holds a BERTopic model's main representation where that is not c-TF-IDF's."""
 LABEL_COLUMNS = ("topic_id", "aspect", "label")
 """What :func:`held` reads."""
 HERE = "set in this store"
 """The ``detail`` of names that were set here, and did not come from a site with its topics."""
-_WRITTEN = ("zeroshot", "llm")
-"""Aspects whose label names a topic that nobody named by hand."""
+WRITTEN = ("zeroshot", "llm")
+"""Aspects whose label names a topic that nobody named by hand, in the order that they count in."""
 ALIKE = 0.98
 """Cosine of reference vectors from which on two topics are one whose documents have changed. Of the pairs of topics that two fits
 of one corpus over other partitions made, and that were each other's most similar ones by so much, all shared half of their
@@ -160,6 +162,20 @@ def names(rows: Sequence[Mapping[str, Any]]) -> dict[int, str]:
     return {**_written(rows), **held(rows)}
 
 
+def written(store: Store) -> dict[str, str]:
+    """Return the labels of a pinned store's leaves that no person gave it, each with the aspect that has it (:data:`WRITTEN`).
+
+    Of leaves that came from elsewhere, an export or a merge says it in its generation's summary.
+    """
+    assert store.pinned is not None
+    rows = store.read("topic_labels").to_pylist() if "topic_labels" in store.pinned.versions else []
+    found: dict[str, str] = dict(store.pinned.summary.get("written", {}))
+    for aspect in reversed(WRITTEN):
+        found |= {row["label"]: aspect for row in rows if row["aspect"] == aspect and row["status"] == "ok" and row["label"]}
+    by_hand = set(held(rows).values())
+    return {label: aspect for label, aspect in found.items() if label not in by_hand}
+
+
 def weighed(row: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Return the terms of a row of ``topic_labels`` with their weights, 1 where it has none; a row without terms has its label."""
     words = [word for word in row["terms"] or [row["label"]] if word]
@@ -272,7 +288,7 @@ def _named_leaves(store: Store, topics: pa.Table, names: Mapping[int, str]) -> p
 def _written(rows: Sequence[Mapping[str, Any]]) -> dict[int, str]:
     """Return the names that topics have without anyone's hand."""
     found = {(row["aspect"], row["topic_id"]): row["label"] for row in rows if row["status"] == "ok" and row["label"]}
-    return {topic: found[aspect, topic] for aspect in reversed(_WRITTEN) for kind, topic in found if kind == aspect}
+    return {topic: found[aspect, topic] for aspect in reversed(WRITTEN) for kind, topic in found if kind == aspect}
 
 
 def _topic_id(topic: Any, topic_ids: Sequence[int]) -> int:

@@ -145,7 +145,11 @@ def hashed(rows: pa.Table) -> npt.NDArray[np.float64]:
     return result
 
 
-def term_maps(batches: Iterable[pa.RecordBatch], topics: Sequence[int]) -> tuple[pa.MapArray, pa.MapArray]:
+BLOCK = 10_000_000
+"""Terms of one Arrow array, and those of the topic that ends it: an array holds 2 GiB of text."""
+
+
+def term_maps(batches: Iterable[pa.RecordBatch], topics: Sequence[int]) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
     """Return each topic's terms with their counts, and with the documents that hold them: map<string, int64>, sorted by term.
 
     Parameters
@@ -165,6 +169,15 @@ def term_maps(batches: Iterable[pa.RecordBatch], topics: Sequence[int]) -> tuple
     rows = pa.concat_tables([schema.empty_table(), *parts])
     rows = rows.filter(pc.is_in(rows["topic_id"], value_set=wanted)).sort_by([("topic_id", "ascending"), ("term", "ascending")])
     ends = np.searchsorted(rows["topic_id"].to_numpy(), np.asarray(topics, np.int32), side="right")
-    offsets = pa.array(np.concatenate([[0], ends]), pa.int32())
-    term, count, documents = (pa.concat_arrays([pa.array([], column.type), *column.chunks]) for column in rows.columns[1:])
-    return pa.MapArray.from_arrays(offsets, term, count), pa.MapArray.from_arrays(offsets, term, documents)
+    starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
+    kind, maps = pa.map_(pa.string(), pa.int64()), []
+    for topic in np.split(np.arange(len(ends)), np.flatnonzero(np.diff(starts // BLOCK)) + 1):
+        if len(topic) == 0:
+            continue
+        first, end = int(starts[topic[0]]), int(ends[topic[-1]])
+        offsets = pa.array(np.concatenate([starts[topic], [end]]) - first, pa.int32())
+        term, count, documents = (
+            pa.concat_arrays([pa.array([], column.type), *column.slice(first, end - first).chunks]) for column in rows.columns[1:]
+        )
+        maps.append((pa.MapArray.from_arrays(offsets, term, count), pa.MapArray.from_arrays(offsets, term, documents)))
+    return pa.chunked_array([one for one, _ in maps], kind), pa.chunked_array([other for _, other in maps], kind)

@@ -31,6 +31,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from topicscale import lease
 from topicscale.differencing import Members, UInt64
 from topicscale.errors import StoreError
 from topicscale.files import Folder
@@ -67,7 +68,8 @@ class Entry:
     def members(self) -> Members:
         """Return which documents each leaf sums."""
         rows = pq.read_table(self.path / "members.parquet")
-        return Members(rows["document"].to_numpy(), rows["text"].to_numpy(), rows["leaf"].to_numpy())
+        vectors = rows["vector"].to_numpy() if "vector" in rows.column_names else None
+        return Members(rows["document"].to_numpy(), rows["text"].to_numpy(), rows["leaf"].to_numpy(), vectors)
 
 
 @contextlib.contextmanager
@@ -75,7 +77,7 @@ def at_hand(files: Folder) -> Iterator[tuple[Path, Callable[[], None]]]:
     """Yield a folder of this machine that holds a store's ledger, and what puts back there what was recorded since.
 
     Of a store in an object store that is a copy, removed afterwards. The caller holds the store's lock, and lets nothing
-    leave before it has put the record back.
+    leave before it has put the record back, which is refused once the lock was lost: another export may have left since.
     """
     if files.path is not None:
         yield files.path, lambda: None
@@ -94,6 +96,7 @@ def at_hand(files: Folder) -> Iterator[tuple[Path, Callable[[], None]]]:
         def keep() -> None:
             made = [path.relative_to(scratch).as_posix() for path in Path(scratch, FOLDER).rglob("*") if path.is_file()]
             for name in sorted((name for name in made if name not in whole), key=lambda name: (name.endswith(f"/{_ENTRY}"), name)):
+                lease.check(files.uri)
                 files.write(name, (Path(scratch) / name).read_bytes())
 
         yield Path(scratch), keep
@@ -160,7 +163,8 @@ class Ledger:
         """Make what was written since :meth:`begin` an entry, on the disk before this returns."""
         partial = self.path / _PARTIAL
         _write(partial / "documents.parquet", {"document": documents.documents, "text": documents.texts})
-        _write(partial / "members.parquet", {"document": members.documents, "text": members.texts, "leaf": members.leaves})
+        vectors = {} if members.vectors is None else {"vector": members.vectors}
+        _write(partial / "members.parquet", {"document": members.documents, "text": members.texts, "leaf": members.leaves, **vectors})
         number = max((entry.number for entry in self.entries), default=0) + 1
         told = {
             "generation": generation,

@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import tempfile
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from topicscale import documents as inputs
-from topicscale import sites, submodels
+from topicscale import sites, storage, submodels
+from topicscale.bertopic.folder import TOPICS
+from topicscale.bertopic.lacking import ATTRIBUTES, refuse
 from topicscale.config import Config, load, rooted
 from topicscale.errors import JobFailed, ModelError, RequestError, StoreError
-from topicscale.labels import ASPECT, LABEL_COLUMNS, held, set_labels, weighed
+from topicscale.files import Folder
+from topicscale.labels import ASPECT, LABEL_COLUMNS, MAIN, held, set_labels, weighed
 from topicscale.refine import assign
 from topicscale.registry import located
-from topicscale.store import Snapshot, Store
+from topicscale.store import Snapshot, Store, is_store
 from topicscale.tables import OUTLIER, SHOWN_CHARS
+from topicscale.texts import VISIBLE
 
 if TYPE_CHECKING:
     from topicscale.embedding import Embedder
 
 Float32 = npt.NDArray[np.float32]
+Words = list[tuple[str, float]]
 MODELS = {"english": "all-MiniLM-L6-v2", "multilingual": "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2"}
 
 _COLUMNS = {
@@ -58,7 +64,7 @@ class TopicModel:
         ``zeroshot_min_similarity`` on; the rest is clustered. A name that takes no document makes no topic.
     zeroshot_min_similarity : float, default=0.7
         Cosine of a document to a name. What it means depends on the embedding model.
-    embedding_model : str or SentenceTransformer, optional
+    embedding_model : str, Path or SentenceTransformer, optional
         Packaged name, folder or hub id. A loaded model must have come from one of these.
     umap_model, hdbscan_model : object, optional
         Instances of UMAP, PCA, HDBSCAN, EVoC, KMeans and the like: their class and parameters are taken, since they are
@@ -119,7 +125,9 @@ class TopicModel:
         verbose: bool = False,
         config: str | Path | Mapping[str, Any] | Config | None = None,
         store: str | Path | None = None,
+        **lacking: Any,
     ) -> None:
+        refuse(lacking, "TopicModel")
         spoken = {"en": "english"}.get(str(language).lower(), str(language).lower())
         if language is not None and spoken not in MODELS:
             raise RequestError(
@@ -159,11 +167,12 @@ class TopicModel:
         self.config = load(values=merged)
         self._embedding = self.config.embedding
         self.verbose = verbose
+        self._named_store = store is not None
         if store is None:
             folder = tempfile.TemporaryDirectory(prefix="topicscale-")
             weakref.finalize(self, folder.cleanup)
             store = folder.name
-        self.store = str(store)
+        self.store = os.fspath(store)
         self._snapshot: Snapshot | None = None
 
     @classmethod
@@ -172,7 +181,7 @@ class TopicModel:
 
         Parameters
         ----------
-        embedding_model : str or SentenceTransformer, optional
+        embedding_model : str, Path or SentenceTransformer, optional
             Where the embedding model is on this machine, for a store whose own name for it is another machine's. It must be the very model:
             ``transform`` compares it with the one that the documents were embedded with.
 
@@ -181,6 +190,9 @@ class TopicModel:
         StoreError
             There is no store, no finished run in it, or no such generation; or it is an export, which is for merging.
         """
+        store = os.fspath(store)
+        if not is_store(store) and Folder(store).exists(TOPICS):
+            raise StoreError(f"{store!r} is a folder that BERTopic saved. Read it with: TopicModel.from_bertopic(folder)")
         snapshot = Store(store).pin(generation)
         model = cls(config=snapshot.configuration, store=store, embedding_model=embedding_model)
         model._open(snapshot)
@@ -188,7 +200,7 @@ class TopicModel:
 
     @classmethod
     def from_bertopic(
-        cls, directory: str | Path, *, store: str | Path | None = None, site: str | None = None, embedding_model: str | None = None
+        cls, directory: str | Path, *, store: str | Path | None = None, site: str | None = None, embedding_model: str | Path | None = None
     ) -> TopicModel:
         """Return the model in a folder that BERTopic saved as safetensors, as a store of topics without documents.
 
@@ -202,7 +214,7 @@ class TopicModel:
             A new or empty folder. Without one the tables are kept for as long as the object lives.
         site : str, optional
             The name these topics keep when stores are merged.
-        embedding_model : str, optional
+        embedding_model : str or Path, optional
             Packaged name, folder or hub id of the model the documents were embedded with, where the files name none.
 
         Raises
@@ -240,19 +252,23 @@ class TopicModel:
         config = dataclasses.replace(self.config, embedding=self._embedding)
         write(self._fitted(), directory, config=config, assigned=self._assigned())
 
+    def __getattr__(self, name: str) -> NoReturn:
+        hint = f" {ATTRIBUTES[name]}" if name in ATTRIBUTES else ""
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}.{hint}", name=name, obj=self)
+
     # -- fitting ---------------------------------------------------------------------------------------------------
 
-    def fit(self, documents: Any, embeddings: Any = None) -> TopicModel:
+    def fit(self, documents: Any, embeddings: Any = None, **lacking: Any) -> TopicModel:
         """Fit and return the model. See :meth:`fit_transform`."""
-        self.fit_transform(documents, embeddings)
+        self.fit_transform(documents, embeddings, **lacking)
         return self
 
-    def fit_transform(self, documents: Any, embeddings: Any = None) -> tuple[list[int], Float32]:
+    def fit_transform(self, documents: Any, embeddings: Any = None, **lacking: Any) -> tuple[list[int], Float32]:
         """Find the topics of documents and return each one's topic and probability.
 
         Parameters
         ----------
-        documents : list of str, pandas or Arrow data, Spark data frame, or a path (a list of ``pathlib.Path``)
+        documents : list of str, pandas, polars or Arrow data, Spark data frame, or a path (a list of ``pathlib.Path``)
             A frame's text column is ``config.input.text_column`` (default ``text``), or its only column.
         embeddings : array of shape (n, d), optional
             Precomputed vectors, one per document, in order. Not with a path or a Spark data frame.
@@ -272,6 +288,11 @@ class TopicModel:
         from jobs.progress import Ui
         from jobs.run import run
 
+        refuse(lacking, "fit_transform")
+        here = self.config.ray.where is None and (self.config.spark.where or "local").startswith("local")
+        if not (here or self._named_store):
+            raise RequestError("store must be a folder that all machines reach, where Spark or Ray runs on a cluster. Got none instead.")
+        storage.adopt(self.config.storage)
         with inputs.staged(documents, embeddings, self.config.input, self.store) as (source, positions):
             config = dataclasses.replace(self.config, input=source)
             result = run(config, self.store, ui=Ui("auto" if self.verbose else "quiet"))
@@ -290,7 +311,7 @@ class TopicModel:
         self._snapshot = snapshot
         self._reader = Store(self.store)
         self._reader.pin(snapshot.generation)
-        for name in ("_topics", "_terms", "_named", "_assignments", "topics_", "probabilities_", "_references"):
+        for name in ("_topics", "_counted", "_aspects", "_named", "_assignments", "topics_", "probabilities_", "_references"):
             self.__dict__.pop(name, None)
 
     def _fitted(self, *, documents: bool = False) -> Store:
@@ -316,10 +337,23 @@ class TopicModel:
         return rows.sort_values("doc_id", ignore_index=True)
 
     @cached_property
-    def _terms(self) -> dict[int, list[tuple[str, float]]]:
+    def _counted(self) -> dict[int, Words]:
+        """Each topic's best terms by c-TF-IDF."""
         from topicscale.terms import KEYWORDS, top_terms
 
         return top_terms(self._fitted().read_batches("topic_terms", KEYWORDS), self.config.terms.top_n_words)
+
+    @cached_property
+    def _aspects(self) -> dict[int, dict[str, Words]]:
+        """Each topic's aspects by name; c-TF-IDF's is one of them where a BERTopic model's main representation is another's."""
+        found: dict[int, dict[str, Words]] = {}
+        for row in self._fitted().read("topic_labels").to_pylist():
+            if row["aspect"] != "ctfidf":
+                found.setdefault(row["topic_id"], {})[row["aspect"]] = weighed(row)
+        for topic, aspects in found.items():
+            if MAIN in aspects:
+                aspects["ctfidf"] = self._counted.get(topic, [])
+        return found
 
     @cached_property
     def topics_(self) -> list[int]:
@@ -388,42 +422,55 @@ class TopicModel:
             info.insert(3, "CustomName", info["Name"])
         return info if topic is None else info[info["Topic"] == topic].reset_index(drop=True)
 
+    @property
+    def representative_docs_(self) -> dict[int, list[str]]:
+        """Representative documents by topic."""
+        return {topic: list(docs) for topic, docs in zip(self._topic_ids, self._topics["representative_docs"], strict=True)}
+
+    def get_representative_docs(self, topic: int | None = None) -> list[str] | dict[int, list[str]] | None:
+        """Return the representative documents of all topics by id; or of one, None where it has none."""
+        return self.representative_docs_ if topic is None else self.representative_docs_.get(topic) or None
+
     def _aspect_columns(self, topics: Iterable[int]) -> dict[str, list[list[str]]]:
         """Return the terms of each aspect for each of some topics, in their order."""
-        by_topic = self._aspects()
-        names = sorted({name for found in by_topic.values() for name in found} - {ASPECT})
+        by_topic = self._aspects
+        names = sorted({name for found in by_topic.values() for name in found} - {ASPECT, MAIN})
         found: dict[str, list[list[str]]] = {}
         for name in names:
             column = f"{name}_aspect" if name in _COLUMNS else name
             found[column] = [[term for term, _ in by_topic.get(topic, {}).get(name, [])] for topic in topics]
         return found
 
-    def get_topic(self, topic: int, full: bool = False) -> list[tuple[str, float]] | dict[str, list[tuple[str, float]]] | Literal[False]:
+    def get_topic(self, topic: int, full: bool = False) -> Words | dict[str, Words] | Literal[False]:
         """Return a topic's terms and their c-TF-IDF weights, best first; False if there is no such topic.
 
-        With ``full`` return every aspect by name, the c-TF-IDF terms as ``Main``.
+        With ``full`` return every aspect by name, the c-TF-IDF terms as ``Main``. Of a BERTopic model whose main representation is not
+        c-TF-IDF's (:meth:`from_bertopic`), that one is what is returned and ``Main``, and the c-TF-IDF terms are ``ctfidf``.
         """
         if topic not in self._topics.index:
             return False
-        terms = self._terms.get(topic, [])
-        return {"Main": terms, **self._aspects().get(topic, {})} if full else terms
-
-    def get_topics(self, full: bool = False) -> dict[int, list[tuple[str, float]]] | dict[str, dict[int, list[tuple[str, float]]]]:
-        """Return all topics' terms by id; with ``full``, by aspect and id."""
-        main = {topic: self._terms.get(topic, []) for topic in self._topic_ids}
         if not full:
-            return main
-        aspects: dict[str, dict[int, list[tuple[str, float]]]] = {"Main": main}
-        for topic, found in self._aspects().items():
-            for aspect, terms in found.items():
-                aspects.setdefault(aspect, {})[topic] = terms
-        return aspects
+            return self.topic_representations_[topic]
+        others = {name: by_topic[topic] for name, by_topic in self.topic_aspects_.items() if topic in by_topic}
+        return {"Main": self.topic_representations_[topic], **others}
 
-    def _aspects(self) -> dict[int, dict[str, list[tuple[str, float]]]]:
-        found: dict[int, dict[str, list[tuple[str, float]]]] = {}
-        for row in self._fitted().read("topic_labels").to_pylist():
-            if row["aspect"] != "ctfidf":
-                found.setdefault(row["topic_id"], {})[row["aspect"]] = weighed(row)
+    def get_topics(self, full: bool = False) -> dict[int, Words] | dict[str, dict[int, Words]]:
+        """Return all topics' terms by id; with ``full``, by aspect and id. See :meth:`get_topic`."""
+        return {"Main": self.topic_representations_, **self.topic_aspects_} if full else self.topic_representations_
+
+    @property
+    def topic_representations_(self) -> dict[int, Words]:
+        """What :meth:`get_topic` returns of each topic."""
+        return {topic: self._aspects.get(topic, {}).get(MAIN, self._counted.get(topic, [])) for topic in self._topic_ids}
+
+    @property
+    def topic_aspects_(self) -> dict[str, dict[int, Words]]:
+        """The other terms of topics, by aspect and id."""
+        found: dict[str, dict[int, Words]] = {}
+        for topic, aspects in self._aspects.items():
+            for name, words in aspects.items():
+                if name != MAIN:
+                    found.setdefault(name, {})[topic] = words
         return found
 
     def get_topic_freq(self, topic: int | None = None) -> pd.DataFrame | int:
@@ -447,22 +494,39 @@ class TopicModel:
         trends: pd.DataFrame = rows.rename(columns={"topic_id": "Topic", "batch": "Batch", "at": "Timestamp", "documents": "Count"})
         trends = trends[["Topic", "Batch", "Timestamp", "Count"]]
         if half_life is not None:
-            span = pd.Timedelta(half_life)
+            try:
+                span = pd.Timedelta(half_life)
+            except ValueError:  # of the text, or of a number without a unit
+                span = pd.Timedelta(0)
             if not span > pd.Timedelta(0):
                 raise RequestError(f"half_life must be a positive time, such as '30D'. Got {half_life!r} instead.")
             age = (trends["Timestamp"].max() - trends["Timestamp"]) / span
             trends["Weight"] = trends["Count"] * 0.5**age
         return trends
 
-    def get_document_info(self) -> pd.DataFrame:
+    def get_document_info(self, docs: Sequence[str] | None = None) -> pd.DataFrame:
         """Return every document with its text, topic, the topic's name and words, and its probability, by ``doc_id``.
 
         The kept input columns follow, as ``..._input`` where they have the name of one of these. The whole corpus is read:
         for a large store query the tables instead.
+
+        Parameters
+        ----------
+        docs : list of str, optional
+            Not needed, since the store holds the documents. BERTopic's users give them: they are compared.
+
+        Raises
+        ------
+        RequestError
+            ``docs`` are not the store's documents in the order of ``doc_id``. Refused ones (see ``quarantine``) are not among these.
         """
         reader = self._fitted(documents=True)
         documents = reader.read("documents").drop_columns(["partition_id", "text_hash"]).to_pandas()
         documents = documents.sort_values("doc_id", ignore_index=True)
+        if docs is not None and inputs.texts_of(docs) != documents["text"].tolist():
+            raise RequestError(
+                f"docs must be the {len(documents):,} documents of the store {self.store!r}, in the order of doc_id. Leave them out."
+            )
         # the kept columns stay out of it: one of them may be called topic_id
         rows = documents[["doc_id", "text"]].merge(self._assignments, on="doc_id", how="left", validate="one_to_one")
         topics = rows["topic_id"].fillna(OUTLIER).astype(int)
@@ -694,6 +758,9 @@ class TopicModel:
         if len(references) and vectors.shape[1] != references.shape[1]:
             raise RequestError(f"embeddings must have {references.shape[1]} columns. Got {vectors.shape[1]} instead.")
         topics, probabilities = assign(vectors, references, cutoffs, named=named)
+        if embeddings is None:  # a text that shows nothing is none, as the job has it
+            empty = np.array([re.search(VISIBLE, text) is None for text in texts])
+            topics[empty], probabilities[empty] = OUTLIER, 0.0
         return topics.tolist(), probabilities
 
     def find_topics(self, search_term: str, top_n: int = 5) -> tuple[list[int], list[float]]:

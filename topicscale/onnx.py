@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import shutil
 import tempfile
 import warnings
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from topicscale.config import cache_folder
 from topicscale.errors import MissingDependency, ModelError
 
 OPSET = 17
@@ -83,24 +85,36 @@ def exported(model: Any, revision: str, *, int8: bool, cache: Path | None = None
         The model cannot be exported.
     """
     check()
-    folder = cache or Path.home() / ".cache" / "topicscale" / "onnx"
+    folder = cache or cache_folder("onnx")
     plain = _cached(folder / f"{revision}-{OPSET}.onnx", lambda to: export(model, to))
     return _cached(folder / f"{revision}-{OPSET}-int8.onnx", lambda to: quantise(plain, to)) if int8 else plain
 
 
 def _cached(file: Path, make: Any) -> Path:
-    """Return ``file``, made by ``make(path)`` where it is missing. The rename is atomic: others see all of it or nothing."""
+    """Return ``file``, made by ``make(path)`` where it is missing. The last rename is atomic: others see all of it or nothing."""
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:
             unfinished = Path(folder) / file.name
             make(unfinished)
+            if weights_of(unfinished).exists():
+                os.replace(weights_of(unfinished), weights_of(file))
             os.replace(unfinished, file)
     return file
 
 
+def weights_of(file: Path) -> Path:
+    """Return where the weights of an exported transformer are, if its file of at most 2 GiB does not hold them."""
+    return file.with_name(f"{file.name}.data")
+
+
 def export(model: Any, to: Path, *, output: str = "token_embeddings") -> None:
     """Write a transformer's forward pass, from ``input_ids`` and ``attention_mask`` (int64) to ``output`` (n, length, d).
+
+    Parameters
+    ----------
+    to : Path
+        In a folder where nothing else is: weights of more than 2 GiB go into a file of their own beside it (:func:`weights_of`).
 
     Raises
     ------
@@ -140,16 +154,42 @@ def export(model: Any, to: Path, *, output: str = "token_embeddings") -> None:
         raise ModelError(f"The model cannot be exported to ONNX ({type(error).__name__}: {error}). Use embedding.backend=torch.") from error
     finally:
         model.set_attn_implementation(attention)
+    gather(to)
+
+
+def gather(file: Path) -> None:
+    """Bring the weights that were written beside a model, a file for each tensor, into one: see :func:`weights_of`."""
+    if not (parts := [part for part in file.parent.iterdir() if part != file]):
+        return
+    import onnx
+
+    model = onnx.load(str(file))
+    for part in (file, *parts):
+        part.unlink()
+    onnx.save(model, str(file), save_as_external_data=True, location=weights_of(file).name)
 
 
 def quantise(plain: Path, to: Path) -> None:
     """Write an exported transformer with weights of 8 bits; activations are quantised as they come."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    large = weights_of(plain).exists()
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # its advice to optimise the graph first, given to the root logger
     try:
-        # one scale a column, and signed weights, as ONNX Runtime advises for VNNI
-        quantize_dynamic(str(plain), str(to), weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"])
+        with tempfile.TemporaryDirectory(dir=to.parent) as folder:
+            # a copy: onnxruntime writes beside what it reads, by a name that several workers would share
+            copy = Path(folder) / plain.name
+            for file in (plain, weights_of(plain)) if large else (plain,):
+                shutil.copyfile(file, copy.with_name(file.name))
+            # one scale a column, and signed weights, as ONNX Runtime advises for VNNI
+            quantize_dynamic(
+                str(copy),
+                str(to),
+                weight_type=QuantType.QInt8,
+                per_channel=True,
+                op_types_to_quantize=["MatMul", "Gemm"],
+                use_external_data_format=large,
+            )
     finally:
         logging.disable(before)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from topicscale import export as core
 from topicscale.config import fingerprint
 from topicscale.differencing import Members, alone, changed, settle, too_close
 from topicscale.errors import RequestError, StoreError
+from topicscale.labels import written
 from topicscale.ledger import Entry, Ledger
 from topicscale.store import Snapshot, Store
 from topicscale.tables import LOGS, TABLES
@@ -39,7 +43,8 @@ class Outgoing:
     def __init__(self, source: Store, snapshot: Snapshot, ledger: Ledger, leaves: pa.Table, minimum: int, site: str) -> None:
         self.source, self.snapshot, self.ledger, self.leaves = source, snapshot, ledger, leaves
         self.minimum, self.site = minimum, site
-        held = _held(source, ledger)
+        given = (snapshot.configuration.get("input") or {}).get("embedding_column") is not None
+        held = _held(source, ledger, given=given)
         self.documents = Members(held.documents, held.texts, np.zeros(len(held.documents), np.int64))
         self.members = self._members(held)
 
@@ -55,7 +60,7 @@ class Outgoing:
         leaf = {topic: row for row, topic in enumerate(found) if topic is not None}
         rows = np.array([leaf.get(topic, -1) for topic in topics.tolist()], np.int64)[np.searchsorted(topics, held.leaves)]
         known = rows >= 0
-        return Members(held.documents[known], held.texts[known], rows[known])
+        return replace(held.taken(known), leaves=rows[known])
 
     def make(self) -> tuple[Entry, dict[str, Any]]:
         """Write the export into the ledger and return its entry, and what is told of it."""
@@ -66,7 +71,7 @@ class Outgoing:
         candidates = [leaf for leaf in np.unique(self.members.leaves).tolist() if sizes[leaf] >= self.minimum]
         new = _renumbered(self.members, candidates)
         history = _History(self.ledger.entries)
-        stale = settle(new, history, [entry.minimum for entry in self.ledger.entries], leaves=len(candidates))
+        stale = settle(new, history, self.minimum, leaves=len(candidates))
         fresh = [leaf for i, leaf in enumerate(candidates) if i not in stale.withheld]
         if not fresh and self.ledger.entries:
             return self._again(self.ledger.entries[-1])
@@ -110,8 +115,8 @@ class Outgoing:
         """Return those old leaves that, given again beside the own ones, set no small group apart from any earlier export."""
         while again:
             together = self._given_again(own, number, again, history)
-            for index, entry in enumerate(self.ledger.entries):
-                if close := too_close(together, history[index], entry.minimum, leaves=number + len(again)):
+            for earlier in history:
+                if close := too_close(together, earlier, self.minimum, leaves=number + len(again)):
                     # the own leaves alone are far enough from each: what comes too close does so by what is given again
                     given = {leaf - number for leaf in close if leaf >= number} or set(range(len(again)))
                     again = [one for n, one in enumerate(again) if n not in given]
@@ -189,6 +194,8 @@ class Outgoing:
             "outliers": total - sum(sizes),
             "space": released["embedding_space"][0].as_py(),
             "model": released["embedding_model"][0].as_py(),
+            # what a person named has more weight in a merge
+            "written": {label: aspect for label, aspect in sorted(written(self.source).items()) if label in released["label"].to_pylist()},
             "export": {"min_documents": int(released["min_documents"][0].as_py()), "suppressed": suppressed},
         }
 
@@ -287,16 +294,23 @@ def topic_sizes(leaves: pa.Table) -> list[int]:
     return [s for s, key in zip(leaves["size"].to_pylist(), leaves["topic_key"].to_pylist(), strict=True) if key != core.OUTLIERS]
 
 
-def _held(source: Store, ledger: Ledger) -> Members:
-    """Return every assigned document with its topic, by keyed hashes: 24 bytes a document, whatever the texts."""
+def _held(source: Store, ledger: Ledger, *, given: bool) -> Members:
+    """Return every assigned document with its topic, by keyed hashes: 24 bytes a document, whatever the texts.
+
+    ``given``: vectors came with the documents, in their column ``embedding``. Those have a hash of their own.
+    """
     ids, topics = [], []
     for batch in source.read_batches("assignments", ["doc_id", "topic_id"]):
         ids.append(ledger.hashes(batch.column("doc_id").to_pylist()))
         topics.append(batch.column("topic_id").to_numpy(zero_copy_only=False).astype(np.int64))
-    known, texts = [], []
-    for batch in source.read_batches("documents", ["doc_id", "text_hash"]):
+    known, texts, vectors = [], [], []
+    for batch in source.read_batches("documents", ["doc_id", "text_hash", *(["embedding"] if given else [])]):
         known.append(ledger.hashes(batch.column("doc_id").to_pylist()))
-        texts.append(ledger.hashes(batch.column("text_hash").to_pylist()))
+        told = batch.column("text_hash").to_pylist()
+        texts.append(ledger.hashes(told))
+        if given:
+            digests = _digests(batch.column("embedding"))
+            vectors.append(ledger.hashes(f"{text} {vector}" for text, vector in zip(told, digests, strict=True)))
     if not ids or not known:
         raise RequestError(f"The store {source.uri!r} holds no documents, so it cannot be told what may leave.")
     document, all_known, all_texts = np.concatenate(ids), np.concatenate(known), np.concatenate(texts)
@@ -304,17 +318,25 @@ def _held(source: Store, ledger: Ledger) -> Members:
     place = np.minimum(np.searchsorted(all_known[order], document), len(order) - 1)
     if not (all_known[order][place] == document).all():
         raise StoreError(f"The tables of {source.uri!r} do not fit together: a document with a topic has no text. Run the job again.")
-    return Members(document, all_texts[order][place], np.concatenate(topics))
+    all_vectors = np.concatenate(vectors)[order][place] if given else None
+    return Members(document, all_texts[order][place], np.concatenate(topics), all_vectors)
+
+
+def _digests(vectors: pa.ListArray) -> list[str]:
+    values, ends = vectors.values.to_numpy(zero_copy_only=False), vectors.offsets.to_numpy()
+    return [hashlib.sha256(values[a:b].tobytes()).hexdigest() for a, b in pairwise(ends)]
 
 
 def _renumbered(members: Members, leaves: Sequence[int], *, first: int = 0) -> Members:
     """Return the rows of some leaves, ascending, numbered from ``first`` on."""
     rows = members.of(leaves)
-    return Members(rows.documents, rows.texts, np.searchsorted(np.asarray(leaves, np.int64), rows.leaves) + first)
+    return replace(rows, leaves=np.searchsorted(np.asarray(leaves, np.int64), rows.leaves) + first)
 
 
 def _together(parts: Sequence[Members]) -> Members:
-    return Members(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("documents", "texts", "leaves")))
+    documents, texts, leaves = (np.concatenate([getattr(part, name) for part in parts]) for name in ("documents", "texts", "leaves"))
+    vectors = [part.vectors for part in parts if part.vectors is not None]
+    return Members(documents, texts, leaves, np.concatenate(vectors) if len(vectors) == len(parts) else None)
 
 
 def _plain(log: Path) -> None:

@@ -113,7 +113,8 @@ def write(model: Path, output: Path, formats: Sequence[str]) -> dict[str, Path]:
             without = _transformer_weights(plain) if FORMATS[name][1] else set()
             shutil.copytree(plain, folder, ignore=_but(without))
             if FORMATS[name][1]:
-                _write_onnx(loaded[0].auto_model, Path(scratch) / "model.onnx", folder / FORMATS[name][1], quantised=name == "onnx-int8")
+                exported, to = Path(scratch) / "onnx" / "model.onnx", folder / FORMATS[name][1]
+                _write_onnx(loaded[0].auto_model, exported, to, quantised=name == "onnx-int8")
         if "bf16" in formats:  # last, since it changes what is loaded
             loaded.to(torch.bfloat16).save_pretrained(str(made / "bf16"), create_model_card=False)
         made.rename(output)
@@ -132,13 +133,14 @@ def _but(left_out: set[Path]) -> Callable[[str, list[str]], set[str]]:
 
 def _write_onnx(transformer: Any, plain: Path, to: Path, *, quantised: bool) -> None:
     if not plain.exists():
+        plain.parent.mkdir()
         # the name by which optimum, and so sentence-transformers, knows it
         onnx.export(transformer, plain, output="last_hidden_state")
     to.parent.mkdir()
     if quantised:
         onnx.quantise(plain, to)
     else:
-        shutil.copyfile(plain, to)
+        shutil.copytree(plain.parent, to.parent, dirs_exist_ok=True)
 
 
 def encoder(name: str, folder: Path, model: Path, *, threads: int) -> Encode:

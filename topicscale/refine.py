@@ -230,10 +230,16 @@ def cutoffs(bins: Int64, share: float, *, min_size: int = 1) -> Float32:
         return found
 
     allowed = int(share * counts.sum())
+
+    def cut(z: float) -> int:
+        return int(below[np.arange(k), edges(z)].sum())
+
     low, high = -4.0, 12.0  # z: a smaller one cuts more
+    while cut(high) > allowed:  # a few documents very far from a narrow topic
+        high *= 2
     for _ in range(60):
         middle = (low + high) / 2
-        if int(below[np.arange(k), edges(middle)].sum()) > allowed:
+        if cut(middle) > allowed:
             low = middle
         else:
             high = middle

@@ -107,15 +107,27 @@ def located(config: Config, store: Store) -> Config:
     name = config.embedding.model
     if not _NAME.fullmatch(name):
         return config
-    found = named(store, name)
-    if found is None:
+    if (found := weights(store, name)) is None:
         return config
+    return dataclasses.replace(config, embedding=dataclasses.replace(config.embedding, model=str(found)))
+
+
+def weights(store: Store, name: str) -> Path | None:
+    """Return the folder of the newest published model of a name, None where the store has trained none of it.
+
+    Raises
+    ------
+    RequestError
+        All of them were rejected, or the store is in an object store.
+    """
+    if (found := named(store, name)) is None:
+        return None
     if store.files.path is None:
         raise RequestError(
             f"The model {name!r} is among the store's own ({found.path}), and weights cannot be loaded from an object store. "
-            "Copy that folder to this machine, and name it as embedding.model."
+            "Copy that folder to this machine, and name it as the model."
         )
-    return dataclasses.replace(config, embedding=dataclasses.replace(config.embedding, model=str(found.path)))
+    return found.path
 
 
 def add(store: Store, model: Trained, weights: Path) -> None:

@@ -51,10 +51,12 @@ class Sample:
     """Characters that each column of texts has in these rows; of a parquet file, about the bytes that they take encoded."""
     types: Mapping[str, str] = field(default_factory=dict)
     """Of a parquet file, the types that its columns have for Spark, where that is known."""
+    whole: bool = True
+    """These are all of the file's rows."""
 
 
 def sample_file(path: str, chosen: str, options: Mapping[str, str], *, head_bytes: int = _HEAD) -> Sample:
-    """Return what the head of a file tells about it; ``path`` is of this machine or of an object store.
+    """Return what the head of a file tells about it, no columns for a blank one; ``path`` is of this machine or of an object store.
 
     Raises
     ------
@@ -67,17 +69,20 @@ def sample_file(path: str, chosen: str, options: Mapping[str, str], *, head_byte
         head, used, whole = _head(path, head_bytes)
     except (OSError, EOFError, pa.ArrowException) as error:
         raise InputError(f"Input {path!r} cannot be read as {chosen}: {error}") from error
-    encoding = options.get("encoding", "UTF-8")
-    try:
-        text = head.decode("utf-8-sig" if encoding.upper().replace("-", "") == "UTF8" else encoding, errors="replace")
-    except LookupError:
-        raise InputError(f"input.options.encoding must be a known encoding. Got {encoding!r} instead.") from None
+    text = head.decode("utf-8-sig" if is_utf8(options) else options["encoding"], errors="replace")
+    if whole and not text.strip():
+        return Sample((), 0, used)
     if chosen == "text":
         rows = max(1, text.count("\n") + (whole and not text.endswith("\n")))
-        return Sample((Column("text", "string"),), rows, used, characters={"text": len(text)})
+        return Sample((Column("text", "string"),), rows, used, characters={"text": len(text)}, whole=whole)
     if chosen == "jsonl":
         return _jsonl(path, text, used, whole)
     return _csv(path, text, options, used, whole)
+
+
+def is_utf8(options: Mapping[str, str]) -> bool:
+    """Return whether files are read as UTF-8 by these options of the reader."""
+    return options.get("encoding", "UTF-8").upper().replace("-", "") == "UTF8"
 
 
 def arrow_columns(schema: pa.Schema) -> tuple[Column, ...]:
@@ -203,14 +208,10 @@ def _jsonl(path: str, text: str, used: int, whole: bool) -> Sample:
             if known != kind and kind != "unknown":
                 kinds[key] = kind if known == "unknown" else "string"  # objects among texts are single rows' faults
     if not parsed:
-        raise InputError(
-            f"Input {path!r} must hold one JSON object a line. Its first line is {lines[0][:80]!r}."
-            if lines
-            else f"Input {path!r} is empty."
-        )
+        raise InputError(f"Input {path!r} must hold one JSON object a line. Its first line is {lines[0][:80]!r}.")
     dimensions = {key: counts.most_common(1)[0][0] for key, counts in lengths.items()}
     columns = tuple(Column(key, kind) for key, kind in kinds.items())
-    return Sample(columns, sum(bool(line.strip()) for line in lines), used, dimensions, characters)
+    return Sample(columns, sum(bool(line.strip()) for line in lines), used, dimensions, characters, whole=whole)
 
 
 def _json_kind(value: Any) -> str:
@@ -250,7 +251,7 @@ def _csv(path: str, text: str, options: Mapping[str, str], used: int, whole: boo
         except (csv.Error, TypeError, ValueError) as error:  # the latter two of options of more than one character
             raise InputError(f"Input {path!r} cannot be read as csv: {error}") from error
     if not rows:
-        raise InputError(f"Input {path!r} is empty.")
+        raise InputError(f"Input {path!r} must begin with a row. Its first {used:,} bytes are blank instead.")
     header = options.get("header", "false").lower() == "true"
     counted = max(1, len(rows) - header - (not whole))
     names: list[str] = []
@@ -261,4 +262,4 @@ def _csv(path: str, text: str, options: Mapping[str, str], used: int, whole: boo
     for row in rows[int(header) :]:
         for name, value in zip(names, row, strict=False):
             characters[name] += len(value)
-    return Sample(tuple(Column(name, "string") for name in names), counted, used, characters=characters)
+    return Sample(tuple(Column(name, "string") for name in names), counted, used, characters=characters, whole=whole)

@@ -74,7 +74,7 @@ def address(uri: str) -> Address | None:
     Raises
     ------
     RequestError
-        It names no bucket.
+        It names no bucket, or holds a credential.
     """
     scheme, sep, rest = uri.partition("://")
     scheme = _SAME.get(scheme.lower(), scheme.lower())
@@ -83,6 +83,11 @@ def address(uri: str) -> Address | None:
     bucket, _, key = rest.partition("/")
     if not bucket:
         raise RequestError(f"An address must name a bucket: {scheme}://bucket/folder. Got {uri!r} instead.")
+    if scheme != "abfss" and {"@", ":"} & set(bucket):
+        raise RequestError(
+            f"An address of {scheme}:// must hold no key, no password and no port (it is not shown). Credentials come from the environment "
+            "alone, and a server by storage.endpoint (docs/storage.md)."
+        )
     if scheme == "abfss" and not (bucket.partition("@")[0] and bucket.partition("@")[2]):
         raise RequestError(f"An address in Azure must be abfss://container@account.dfs.core.windows.net/folder. Got {uri!r} instead.")
     if key.strip("/") != key.rstrip("/") or any(part in ("", ".", "..") for part in key.strip("/").split("/") if key.strip("/")):
@@ -107,6 +112,13 @@ def local_path(uri: str) -> Path | None:
         known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
         raise RequestError(f"An address must be a local path or begin with file://, {known}. Got {uri!r} instead.")
     return Path(uri).expanduser().resolve()
+
+
+def spelt(uri: str) -> str:
+    """Return an address as Spark's file systems spell it."""
+    if uri.startswith("s3://"):
+        return "s3a://" + uri.removeprefix("s3://")
+    return uri if "://" in uri else f"file://{uri}"  # where Hadoop is set up, a plain path is one of its own file system
 
 
 def schemes(uris: Iterable[str]) -> tuple[str, ...]:

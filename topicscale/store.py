@@ -22,6 +22,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -62,6 +63,8 @@ ABSENT = fingerprint("absent")
 _BITS = 40
 _PROPERTIES = {"delta.checkpointInterval": "50", "delta.dataSkippingNumIndexedCols": "0"}  # statistics of text are of no use
 _MASK = (1 << _BITS) - 1
+_MISREAD = r"%[0-9A-Fa-f]{2}|[\[\]^|\\\x00-\x1f]"
+"""What delta-rs decodes, or cannot have in an address."""
 
 
 @dataclass(frozen=True)
@@ -144,11 +147,32 @@ def is_store(uri: str | Path) -> bool:
 def check_vacant(uri: str | Path) -> None:
     """Raise StoreError unless a store can be made at a URI: nothing is there, or an empty folder, or one whose making was cut short."""
     files = Folder(uri)
+    _check_address(files)
     if files.find() is not None:
         raise StoreError(f"A store must be a folder. {files.uri!r} is a file.")
-    ours = (LOCK, *TABLES)
-    if any(name not in ours and not name.startswith(Path(MARKER).stem) for name in files.listing()):
+    if not all(_begun(files, name) for name in files.listing()):
         raise StoreError(f"The folder {files.uri!r} is not empty and is no topicscale store. Name a new or empty folder.")
+
+
+def _begun(files: Folder, name: str) -> bool:
+    """Return whether what is in a folder is of a store whose making was cut short, and not somebody's own of the same name."""
+    if name.startswith(Path(MARKER).stem):
+        return True
+    if files.find(name) is not None:
+        return name == LOCK
+    if name != LOCK and (name not in TABLES or TABLES[name].writer != "delta-rs"):  # Spark writes into stores that are made
+        return False
+    inside = Folder(f"{files.uri}/{name}").listing()
+    return not inside or "_delta_log" in inside
+
+
+def _check_address(files: Folder) -> None:
+    """Raise StoreError for an address that one of Delta's libraries takes for another than the rest do, or for none."""
+    if (odd := re.search(_MISREAD if files.path is not None else f"{_MISREAD}|[?#]", files.uri)) is not None:
+        raise StoreError(
+            f"The address of a store must hold no {odd.group()!r}, by which a table would be written in one place and read in another. "
+            f"Got {files.uri!r} instead. Rename the folder, or name another."
+        )
 
 
 class Store:
@@ -175,7 +199,8 @@ class Store:
     Raises
     ------
     StoreError
-        There is no store at ``uri`` (and ``create`` is false), the folder holds something else, or the object store does not answer.
+        There is no store at ``uri`` (and ``create`` is false), the folder holds something else, its address has what Delta's libraries
+        read in different ways (``%20``, ``[``), or the object store does not answer.
     StoreVersionError
         The store was written under another table contract.
     """
@@ -183,6 +208,7 @@ class Store:
     def __init__(self, uri: str | Path, *, create: bool = False, site_id: str | None = None) -> None:
         self.files = Folder(uri)
         self.uri, self.name = self.files.uri, self.files.name
+        _check_address(self.files)
         self._options = storage.delta_options(self.uri)
         content = self.files.read(MARKER)
         if content is None:
@@ -290,23 +316,44 @@ class Store:
             All columns by default.
         partitions : sequence of str, optional
             Only rows of these partitions (partitioned tables only).
+
+        Raises
+        ------
+        StoreError
+            There is no such table, or the pinned generation's files are gone.
         """
         handle = self.table(name, version=self._version(name, version))
         only = None if partitions is None else [(PARTITION, "in", list(partitions))]
-        return handle.to_pyarrow_dataset(file_pruning_predicate=only).to_table(columns=list(columns) if columns is not None else None)
+        with self._there():
+            return handle.to_pyarrow_dataset(file_pruning_predicate=only).to_table(columns=list(columns) if columns is not None else None)
 
     def select(self, name: str, columns: Sequence[str], rows: Any) -> pa.Table:
         """Return the rows that fulfil a pyarrow expression, at the pinned generation or the newest version."""
         version = self._pinned.versions.get(name) if self._pinned is not None else None
-        return self.table(name, version=version).to_pyarrow_dataset().to_table(columns=list(columns), filter=rows)
+        with self._there():
+            return self.table(name, version=version).to_pyarrow_dataset().to_table(columns=list(columns), filter=rows)
 
     def read_batches(self, name: str, columns: Sequence[str] | None = None, *, version: int | None = None) -> Iterator[pa.RecordBatch]:
         """Yield what :meth:`read` returns batch by batch, so that a reader's memory does not grow with the corpus."""
         dataset = self.table(name, version=self._version(name, version)).to_pyarrow_dataset()
-        # read-ahead is what makes a scanner's memory grow
-        yield from dataset.scanner(
-            columns=list(columns) if columns is not None else None, batch_readahead=2, fragment_readahead=1
-        ).to_batches()
+        with self._there():
+            # read-ahead is what makes a scanner's memory grow
+            yield from dataset.scanner(
+                columns=list(columns) if columns is not None else None, batch_readahead=2, fragment_readahead=1
+            ).to_batches()
+
+    @contextlib.contextmanager
+    def _there(self) -> Iterator[None]:
+        """Say of files that are missing whose they were: while a generation is open, `forget` or a vacuum may delete it."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            if self._pinned is None:
+                raise
+            raise StoreError(
+                f"Files of generation {self._pinned.generation} of {self.uri!r} were removed, as `forget` removes those of older "
+                "generations. Load the newest one."
+            ) from error
 
     def _version(self, name: str, version: int | None) -> int | None:
         """Return the version to read: the one given, else the pinned generation's, else None for the newest."""
@@ -587,7 +634,7 @@ class Store:
         StoreLocked
             Another run holds it; the message names it.
         """
-        with self._held(run_id):
+        with self.held(LOCK, run_id):
             if self.files.exists(PENDING) and not forgetting:
                 raise StoreError(
                     f"Documents are being removed from {self.uri!r}, and that was cut short. Finish it first, with the same ids or any: "
@@ -596,13 +643,15 @@ class Store:
             yield
 
     @contextlib.contextmanager
-    def _held(self, run_id: str) -> Iterator[None]:
+    def held(self, name: str, run_id: str) -> Iterator[None]:
+        """Hold a lock of the store by its name, as :meth:`lock` does."""
         what = f"The store {self.uri!r}"
         if self.files.path is not None:
-            with exclusive(self.files.path / LOCK, run_id, what):
+            (self.files.path / name).parent.mkdir(parents=True, exist_ok=True)
+            with exclusive(self.files.path / name, run_id, what):
                 yield
             return
-        with lease.lease(self.files, LOCK, holder(run_id), what):
+        with lease.lease(self.files, name, holder(run_id), what):
             yield
 
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import numbers
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from topicscale.bertopic.lacking import PARAMETERS
 from topicscale.errors import RequestError
 
-_REDUCTIONS = {"UMAP": "umap", "PCA": "pca"}
+_REDUCTIONS = {("umap", "UMAP"): "umap", ("cuml", "UMAP"): "cuml_umap", ("sklearn", "PCA"): "pca"}
+"""A class, by its package and name -> our name for it; any other goes by its import path."""
 _REPRESENTATIONS = {
     "KeyBERTInspired": ("keybert", ("top_n_words", "nr_repr_docs", "nr_candidate_words")),
     "MaximalMarginalRelevance": ("mmr", ("top_n_words", "diversity")),
     "PartOfSpeech": ("pos", ("top_n_words", "pos_patterns")),
 }
 """BERTopic's class -> our step, and the attributes that are its parameters."""
-_OURS = frozenset(
-    ("n_components", "metric", "min_dist", "min_cluster_size", "cluster_selection_method", "base_min_cluster_size", "n_clusters", "n_init")
-)
+_OURS = frozenset(("n_components", "metric", "min_dist", "cluster_selection_method", "n_clusters", "n_init"))
 """Parameters whose value, when none is given, is not what the class itself takes (see :mod:`topicscale.algorithms`)."""
 _UNUSED = {
     "analyzer": "word",
@@ -34,7 +37,15 @@ _UNUSED = {
 """A vectoriser's parameters that cannot be met, and the one value of each that asks for nothing."""
 _USED = frozenset(("ngram_range", "stop_words", "lowercase", "min_df", "input", "encoding", "decode_error", "dtype"))
 """Parameters that are met, or that are about files and numbers alone."""
-_ALGORITHMS = {"HDBSCAN": "hdbscan", "EVoC": "evoc", "KMeans": "kmeans"}
+_SIZES = ("min_cluster_size", "base_min_cluster_size")
+"""What a clustering calls its smallest topic: it is ``topics.min_size``, of which partitions and samples have their shares."""
+_ALGORITHMS = {
+    ("hdbscan", "HDBSCAN"): "hdbscan",
+    ("fast_hdbscan", "HDBSCAN"): "fast_hdbscan",
+    ("cuml", "HDBSCAN"): "cuml_hdbscan",
+    ("evoc", "EVoC"): "evoc",
+    ("sklearn", "KMeans"): "kmeans",
+}
 
 
 def configuration(
@@ -56,7 +67,9 @@ def configuration(
         )
     if hdbscan_model is not None:
         name, params = _described(hdbscan_model, _ALGORITHMS, "hdbscan_model")
-        found.setdefault("cluster", {}).update({"algorithm": name, "params": params})
+        found.setdefault("cluster", {}).update({"algorithm": name, "params": {k: v for k, v in params.items() if k not in _SIZES}})
+        if sizes := [params[key] for key in _SIZES if params.get(key) is not None]:
+            found["topics"] = {"min_size": sizes[0]}
     if vectorizer_model is not None:
         found["terms"] = _vectorizer(vectorizer_model)
     if ctfidf_model is not None:
@@ -108,8 +121,8 @@ def _steps(value: Any) -> Any:
 
 
 def _model_name(model: Any) -> str:
-    if isinstance(model, str):
-        return model
+    if isinstance(model, (str, os.PathLike)):
+        return os.fspath(model)
     card = getattr(model, "model_card_data", None)
     if getattr(card, "training_logs", None):
         raise RequestError("embedding_model was trained in this process, which its name does not tell: save it to a folder and give that.")
@@ -126,16 +139,13 @@ def _model_name(model: Any) -> str:
     )
 
 
-def _described(model: Any, known: dict[str, str], parameter: str) -> tuple[str, dict[str, Any]]:
+def _described(model: Any, known: Mapping[tuple[str, str], str], parameter: str) -> tuple[str, dict[str, Any]]:
     kind = type(model)
-    module = kind.__module__.partition(".")[0]
     if kind.__name__ == "BaseDimensionalityReduction":  # BERTopic's word for no reduction
         return "none", {}
-    name = known.get(kind.__name__)
-    if kind.__name__ == "HDBSCAN" and module in ("fast_hdbscan", "cuml"):
-        name = {"fast_hdbscan": "fast_hdbscan", "cuml": "cuml_hdbscan"}[module]
-    if kind.__name__ == "UMAP" and module == "cuml":
-        name = "cuml_umap"
+    if kind.__name__ == "BaseCluster":  # and for topics that are given
+        raise RequestError(f"{parameter} must be a clustering. Got BaseCluster instead. {PARAMETERS['y']}")
+    name = known.get((kind.__module__.partition(".")[0], kind.__name__))
     if not hasattr(model, "get_params"):
         raise RequestError(f"{parameter} must have get_params, as scikit-learn's estimators do. Got {kind.__name__} instead.")
     defaults = _defaults(kind)
@@ -143,10 +153,10 @@ def _described(model: Any, known: dict[str, str], parameter: str) -> tuple[str, 
         key: value
         for key, value in model.get_params(deep=False).items()
         # by their look: defaults may be objects that equal nothing (joblib's Memory in HDBSCAN)
-        if key in _OURS or key not in defaults or (type(value), repr(value)) != (type(defaults[key]), repr(defaults[key]))
+        if key in (*_OURS, *_SIZES) or key not in defaults or (type(value), repr(value)) != (type(defaults[key]), repr(defaults[key]))
     }
     for key, value in changed.items():
-        if type(value).__module__ == "numpy" and hasattr(value, "item"):
+        if isinstance(value, np.generic):
             value = changed[key] = value.item()
         if value is not None and not isinstance(value, (str, int, float, bool, list, tuple, dict)):
             raise RequestError(f"{parameter} has the parameter {key}={value!r}, which cannot be sent to workers. Leave it out.")
@@ -178,7 +188,7 @@ def _vectorizer(model: Any) -> dict[str, Any]:
         if key not in own or repr(params[key]) != repr(own[key]):
             raise RequestError(f"vectorizer_model's {key} cannot be used. Leave it out. Got {params[key]!r} instead.")
     for key, neutral in _UNUSED.items():
-        if params.get(key, neutral) != neutral:
+        if repr(params.get(key, neutral)) != repr(neutral):
             raise RequestError(
                 f"vectorizer_model's {key} cannot be used: terms are counted in Spark's JVM. Leave it out. Got {params[key]!r} instead."
             )

@@ -136,7 +136,7 @@ TABLES: dict[str, TableSpec] = {
                 site_id=_STR,
                 generation=_LONG,
                 topic_key=_STR,
-                # hand-set or written by a model; empty where keywords are all there is
+                # hand-set or written by a model (topicscale.labels.written says which); empty where keywords are all there is
                 label=_STR,
                 size=_LONG,
                 vector_sum=_SUM,

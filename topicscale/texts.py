@@ -8,6 +8,9 @@ LONGEST = 200
 """Characters of a name."""
 UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 """Letters of scripts that put no space between words, as the package regex writes them within a set."""
+VISIBLE = r"[^\s\x00-\x1f\x7f-\x9f\u200b-\u200f\u2060\ufeff\ufffd]"
+"""A character that is neither space, control, nor one of the marks that show nothing: a text needs one. Python and, after ``(?U)``, Java
+read it alike."""
 _COMMANDS = ("Cc", "Cs", "Zl", "Zp")
 _OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -25,4 +28,4 @@ def one_line(text: str | None) -> str:
 
 def printable(text: str) -> str:
     """Return lines for a terminal, U+FFFD in the place of what it would take for commands."""
-    return "".join("\ufffd" if c != "\n" and commands(c) else c for c in text)
+    return "".join("\ufffd" if c not in "\n\t" and commands(c) else c for c in text)

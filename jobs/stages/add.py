@@ -116,34 +116,39 @@ def extend(job: Job, base: Base, partitions: list[str], *, height: float, names:
     topics, k = base.topics, len(base.topics.keys)
     found = ~topics.named  # what a name did not take is no part of its topic, however near
     present = found & (base.sums.counts[1:] > 0)  # documents may all have been forgotten
-    groups = newcomers(
+    # the same texts day by day are as many documents: of leaves alike in all, the hierarchy would take one
+    leaves = np.array([leaf_key(int(size), total) for size, total in zip(sizes, sums, strict=True)], dtype=np.str_)
+    _, first, alike, times = np.unique(leaves, return_index=True, return_inverse=True, return_counts=True)
+    fresh = newcomers(
         base.sums.counts[1:][present],
         base.sums.vector_sums[1:][present],
-        candidate_sizes=sizes,
-        candidate_sums=sums,
+        candidate_sizes=sizes[first] * times,
+        candidate_sums=sums[first] * times[:, None],
         height=height,
         min_size=job.config.topics.min_size,
     )
+    groups = {topic_key(leaves[first[members]].tolist()): np.flatnonzero(np.isin(alike, members)) for members in fresh}
+    # a topic that is there and took no document, of which no mass tells
+    groups = {key: members for key, members in groups.items() if key not in topics.keys}
     woken = [] if names is None else [i for i, key in enumerate(names.keys) if key not in topics.keys]
     of_leaf = np.full(len(sizes), -1, np.int64)
-    for number, members in enumerate(groups):
+    for number, members in enumerate(groups.values()):
         of_leaf[members] = k + len(woken) + number
     number, new = len(groups), len(woken) + len(groups)
     if new == 0:
         return Extended(topics, [], rows, of_leaf)
     labels = [] if names is None else [names.labels[i] for i in woken]
     centres = [] if names is None else [names.vectors[i] for i in woken]
-    keys = [key_of(label) for label in labels]
-    for members in groups:
-        keys.append(topic_key([leaf_key(int(sizes[i]), sums[i]) for i in members]))
-        centres.append(unit(sums[members].sum(axis=0, keepdims=True))[0])
-    # the batch alone says little about how far a new topic reaches: it reaches as far as the others do
-    cutoff = np.float32(np.median(topics.cutoffs[found])) if found.any() else np.float32(-2.0)
+    totals = np.array([sums[members].sum(axis=0) for members in groups.values()]).reshape(number, sums.shape[1])
+    centres += list(unit(totals))
+    # the batch alone says little about how far a new topic reaches: it reaches as far as the others do, and to its own documents
+    mean = np.linalg.norm(totals, axis=1) / np.array([sizes[members].sum() for members in groups.values()])
+    usual = np.median(topics.cutoffs[found]) if found.any() else ALL
     least = np.full(len(woken), job.config.zeroshot.min_similarity, np.float32)
     extended = Topics(
-        topics.keys + keys,
+        topics.keys + [key_of(label) for label in labels] + list(groups),
         np.concatenate([topics.vectors.reshape(k, -1 if k else len(centres[0])), np.array(centres, np.float32)]),
-        np.concatenate([topics.cutoffs, least, np.full(number, cutoff, np.float32)]),
+        np.concatenate([topics.cutoffs, least, np.minimum(usual, mean - MARGIN).astype(np.float32)]),
         np.concatenate([topics.cores, np.full(new, ALL, np.float32)]),
         np.concatenate([topics.sizes, np.zeros(new, np.int64)]),
         np.concatenate([topics.merged, np.full(new, -1, np.int64)]),
@@ -170,7 +175,8 @@ def publish_batch(
     pids, rows = [p.partition_id for p in partitions], {p.partition_id: p.rows for p in partitions}
     number = len(found.topics.keys)
     added, nearest = publish.summarise(job, number, pids, rows)
-    total = Sums(_grown(before.sums.counts, number + 1) + added.counts, _grown(before.sums.vector_sums, number + 1) + added.vector_sums)
+    held = Sums(_grown(before.sums.counts, added.counts.shape), _grown(before.sums.vector_sums, added.vector_sums.shape))
+    total = held + added
     _add_terms(job, base, fp, pids, classes=int((total.counts > 0).sum()), cores=found.topics.cores)
     texts = publish.read_texts(job, [nearest[topic] for topic in found.new])
     keywords = top_terms(job.store.read_batches("topic_terms", KEYWORDS), job.config.terms.top_n_words)
@@ -204,11 +210,11 @@ def recount(job: Job, fp: str) -> None:
     store.replace("topic_trends", pa.Table.from_pylist(told, schema=TABLES["topic_trends"].schema), stage="add", unit_fingerprint=fp)
 
 
-def _grown(values: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
-    if len(values) == length:
-        return values
-    more = np.zeros((length - len(values), *values.shape[1:]), values.dtype)
-    return np.concatenate([values, more])
+def _grown(values: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Return sums with zeros for what they do not have: topics that are new, and all of it where every document was forgotten."""
+    grown = np.zeros(shape, values.dtype)
+    grown[tuple(map(slice, values.shape))] = values
+    return grown
 
 
 def _add_terms(job: Job, base: Snapshot, fp: str, partitions: list[str], *, classes: int, cores: Float32) -> None:

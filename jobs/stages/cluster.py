@@ -115,6 +115,12 @@ def calibrate(job: Job, partitions: list[Partition], embedded: dict[str, str], s
             partitions=len(partitions),
             rounds=topics.rounds,
         )
+        if not found.height and found.topics and len(partitions) > 1 and topics.number is None and topics.similarity is None:
+            job.ui.log(
+                "warning",
+                "The parts of a sample have no topics to merge, so that each partition keeps its own. Use a smaller "
+                "cluster.min_cluster_size (by default it is found), or say when topics are one: topics.similarity.",
+            )
         row = {
             "site": "",
             "site_id": "",

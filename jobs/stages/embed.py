@@ -8,16 +8,24 @@ from typing import Any
 import pyarrow.compute as pc
 
 from jobs.job import Job, Partition
-from topicscale.config import fingerprint
-from topicscale.models import embedding_space, told
+from topicscale.config import EmbeddingConfig, fingerprint
+from topicscale.models import UNNAMED, embedding_space, told
 from topicscale.store import WORK
+
+
+def model_of(job: Job) -> str:
+    """Return the embedding model's name as others may know it: of vectors that came with the documents, the one that was given."""
+    given, model = job.config.input.embedding_column is not None, job.config.embedding.model
+    return UNNAMED if given and model == EmbeddingConfig().model else told(model)
 
 
 def space_of(job: Job) -> str:
     """Return the id of the space that this configuration's vectors live in."""
-    if job.config.input.embedding_column is not None:
-        return fingerprint("precomputed", job.config.input.embedding_column, told(job.config.embedding.model))  # wherever it is
-    return embedding_space(job.config.embedding)
+    if job.config.input.embedding_column is None:
+        return embedding_space(job.config.embedding)
+    model = model_of(job)
+    # whatever the column is called; without a name for the model, no other store's vectors are known to be of this space
+    return fingerprint("precomputed", model, job.store.site_id if model == UNNAMED else None)
 
 
 def _numeric(job: Job) -> dict[str, str]:

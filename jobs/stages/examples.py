@@ -99,10 +99,12 @@ def collect(
     def labelled(part: Part) -> tuple[str, reading.Loaded] | None:
         paths = part.input or tuple(input)
         if not paths:
+            if part.columns:
+                raise RequestError(f"columns of the recipe {part.recipe.name} must be those of an input. Name one in the step, or --input.")
             return None
         # a recipe that needs texts alone takes those of any data
         kinds = part.recipe.kinds if "texts" not in part.recipe.kinds else tuple(dict.fromkeys((*part.recipe.kinds, *plans.COLUMNS)))
-        named = part.columns if part.input else columns
+        named = part.columns or ({} if part.input else columns)
         how = part.reader or reader
         key = fingerprint([list(paths), dict(named), dict(how), part.score_range, kinds])
         if key not in loaded:
@@ -123,7 +125,7 @@ def collect(
             name = part.recipe.name
             given = labelled(part)
             kind = plans.kind_for(part, given[1].kind) if given is not None else None
-            own = bool(part.input) or store is None or "texts" not in part.recipe.kinds
+            own = bool(part.input or part.columns) or store is None or "texts" not in part.recipe.kinds
             if (trained := part.options.get("cross_encoder_data")) is not None:
                 learned |= {trained["input"]} if isinstance(trained["input"], str) else set(trained["input"])
             # an input of texts alone is meant; one whose labels another step learns from is that step's
@@ -241,10 +243,14 @@ def train_step(
     parts, rows = _examples(step, number, config, data, base=base, work=work, tutors=tutors, ui=ui)
     tuned = config.finetune
     if not (work / "model").is_dir():
-        gpus = tutors.gpus()
-        # each worker has the same share of a batch
-        most = max(n for n in range(1, max(1, int(gpus)) + 1) if step.batch_size % n == 0)
-        workers = (tuned.workers or most) if step.parallel else 1
+        gpus, started = tutors.gpus(), bases.inspect(base)
+        workers = workers_of(step, tuned.workers, int(gpus))
+        if step.parallel and tuned.workers is None and workers < int(gpus):
+            ui.log(
+                "warning",
+                f"{label}: {int(gpus) - workers} of {int(gpus)} GPUs are left over, since each worker has the same share of a batch. "
+                f"Make finetune.batch_size a multiple of {int(gpus)}. Got {step.batch_size} instead.",
+            )
         training = Training(
             base=base,
             parts=tuple(parts),
@@ -259,13 +265,14 @@ def train_step(
             precision=_precision(tuned.precision, gpu=gpus > 0),
             deepspeed=deepspeed,
             seed=tuned.seed + number,
-            pooling=plans.pooling_of(step, bases.inspect(base)),
+            pooling=plans.pooling_of(step, started),
             similarity=tuned.similarity,
             layers=tuned.layers if number == 0 else None,
             freeze=tuned.freeze,
             dropout=tuned.dropout,
             max_tokens=tuned.max_tokens,
             lora=tuned.lora,
+            prompt=config.embedding.prompt or started.prompt,
         )
         total = total_steps(training, rows)
         training = dataclasses.replace(training, checkpoint_steps=plans.checkpoint_steps(tuned, total))
@@ -283,6 +290,13 @@ def train_step(
         shutil.rmtree(work / "checkpoints", ignore_errors=True)
     losses = [(int(at), float(loss)) for at, loss in json.loads((work / "losses.json").read_text())]
     return Trained(work / "model", losses, rows)
+
+
+def workers_of(step: Step, asked: int | None, gpus: int) -> int:
+    """Return how many processes train a step: those asked for, else as many, of one a GPU, as have the same share of a batch each."""
+    if not step.parallel:
+        return 1
+    return asked or max(n for n in range(1, max(1, gpus) + 1) if step.batch_size % n == 0)
 
 
 def _precision(asked: str, *, gpu: bool) -> str:

@@ -22,7 +22,7 @@ from topicscale.judge.clustering import clustering
 from topicscale.judge.rank import Verdict, better, which
 from topicscale.judge.retrieval import retrieval
 from topicscale.judge.sts import sts
-from topicscale.judge.task import MEASURES, Ready, Task, load, parse
+from topicscale.judge.task import Ready, Task, load, parse
 from topicscale.represent.view import Encode
 from topicscale.store import Store
 
@@ -78,7 +78,7 @@ def collect(config: Config, data: Data, *, store: Store | None) -> Judges:
             "sts=pairs.tsv, topics=texts.csv:body) with rows that are not trained on, or --store."
         )
     measure = tuned.measure or ready[0].chief
-    which({task.name: dict.fromkeys(MEASURES[task.kind], 0.0) for task in ready}, measure)
+    which({task.name: dict.fromkeys(task.measures, 0.0) for task in ready}, measure)
     files = [_content(path) for task in tasks for path in listed(task.paths)]
     texts = "" if own is None else hashlib.sha256("\0".join(own.texts).encode("utf-8", "replace")).hexdigest()
     return Judges(ready, measure, fingerprint(list(tuned.judges), files, texts, data.digest, tuned.held_out, tuned.seed))
@@ -115,7 +115,7 @@ def measure(judges: Judges, models: Mapping[str, str], tutors: Tutors) -> dict[s
         try:
             found[key] = {task.name: dict(task.run(_encode(tutors, model))) for task in judges.ready}
         except PoisonedInput:
-            found[key] = {task.name: dict.fromkeys(MEASURES[task.kind]) for task in judges.ready}
+            found[key] = {task.name: dict.fromkeys(task.measures) for task in judges.ready}
     return found
 
 

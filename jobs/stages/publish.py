@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from jobs.job import Job
 from jobs.stages.cluster import sample
+from jobs.stages.embed import model_of
 from jobs.stages.refine import Topics, merge, read_local
 from ray_actors.parts import to_list_array
 from ray_actors.pool import Unit
@@ -20,7 +21,6 @@ from topicscale import labels
 from topicscale.cluster import Float32, unit
 from topicscale.leaf_terms import term_maps, vocabulary
 from topicscale.merge import leaf_key, topic_key
-from topicscale.models import told
 from topicscale.refine import Sums, assign
 from topicscale.store import next_version, says, unit_id
 from topicscale.tables import OUTLIER, SHOWN_CHARS, TABLES
@@ -50,19 +50,12 @@ def publish(
     *,
     topics: Topics,
     refined: str,
-    clustered: int,
     assigned: Mapping[str, str],
     rows: Mapping[str, int],
     space: str,
     height: float | None,
 ) -> str:
-    """Write all that describes the topics and return its fingerprint.
-
-    Parameters
-    ----------
-    clustered : int
-        Partitions whose local topics were merged. Fewer or more may have been assigned, where units failed.
-    """
+    """Write all that describes the topics and return its fingerprint; where units failed, fewer partitions than ``rows`` are assigned."""
     terms, placed = terms_print(job, refined, assigned), map_print(job, refined, assigned)
     fp = publish_print(job, terms, placed, space)
     done = all(says(job.store.unit_version(table, "publish"), fp) for table in _TABLES)
@@ -96,7 +89,7 @@ def publish(
     for label in named.gone:
         job.ui.log("warning", f"publish: the topic that was named {label!r} is gone; generations before this one keep it")
     _write_topics(job, fp, topics, sums, keywords, nearest, texts, named.names)
-    _write_lineage(job, fp, topics, partitions=clustered, height=height)
+    _write_lineage(job, fp, topics, partitions=len(rows), height=height)
     write_sites(job, fp, topics, sums, space, named.names)
     job.whole("publish", fp, rows=len(topics.keys), seconds=time.monotonic() - began)
     return fp
@@ -266,7 +259,7 @@ def write_sites(job: Job, fp: str, topics: Topics, sums: Sums, space: str, names
             "term_documents": documents,
             "min_documents": pa.repeat(job.config.terms.min_df, len(present)),
             "embedding_space": pa.repeat(space, len(present)),
-            "embedding_model": pa.repeat(told(job.config.embedding.model), len(present)),
+            "embedding_model": pa.repeat(model_of(job), len(present)),
             "vocabulary": pa.repeat(vocabulary(job.config.terms), len(present)),
         }
     )

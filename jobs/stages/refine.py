@@ -63,7 +63,10 @@ def read_local(job: Job) -> Local:
 
 
 def merge(job: Job, local: Local, *, partitions: int, height: float | None, named: int = 0) -> merging.Merged:
-    """Return the merged topics; ``named`` topics of the number that is wanted are there already."""
+    """Return the merged topics; ``named`` topics of the number that is wanted are there already.
+
+    ``partitions`` are all that there are: of several, each was clustered finely, also where only one could be.
+    """
     topics = job.config.topics
     if topics.number is not None:
         return merging.merge(local.leaves, number=topics.number - named)
@@ -92,7 +95,7 @@ def refine(job: Job, clustered: Mapping[str, str], rows: Mapping[str, int], heig
         return _load(kept)
     began = time.monotonic()
     local = read_local(job)
-    merged = merge(job, local, partitions=len(clustered), height=height, named=0 if names is None else len(names.labels))
+    merged = merge(job, local, partitions=len(rows), height=height, named=0 if names is None else len(names.labels))
     over = job.over(clustered, rows, job.store.table("embeddings").version(), stage="refine")
     over = over if names is None else names.left_out(over)
     total = sum(rows[pid] for pid in clustered)

@@ -38,6 +38,8 @@ class Tutors:
     engines: Engines
     work: Path
     ui: Ui
+    base: Path
+    """The model that is trained. It and what steps make of it embed as ``config.embedding`` says, other models as they do by default."""
     _pool: Pool | None = field(default=None, init=False)
 
     def close(self) -> None:
@@ -54,7 +56,10 @@ class Tutors:
 
     def embed(self, model: str, texts: Sequence[str]) -> Any:
         """See the protocol."""
-        parts = self._map("embed", texts, CHUNK, lambda some: {"model": model, "texts": some}, keep=False)
+        how: dict[str, Any] = {}
+        if Path(model) == self.base or Path(model).is_relative_to(self.work):
+            how = {"prompt": self.config.embedding.prompt, "max_tokens": self.config.embedding.max_tokens}
+        parts = self._map("embed", texts, CHUNK, lambda some: {"model": model, "texts": some, **how}, keep=False)
         return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
 
     def generate(self, model: str, texts: Sequence[str], *, queries: int, seed: int, options: Mapping[str, Any]) -> list[list[str]]:

@@ -64,6 +64,12 @@ def test_input_that_is_not_there_or_empty(tmp_path) -> None:
     assert (done.returncode, "empty" in done.stderr) == (2, True)
 
 
+def test_an_error_commands_no_terminal(tmp_path) -> None:
+    done = topicscale("status", "--store", str(tmp_path / "\x9b2Jnews\u202e"))
+    assert (done.returncode, "\ufffd2Jnews\ufffd" in done.stderr) == (2, True)
+    assert not {"\x9b", "\u202e"} & set(done.stderr)
+
+
 def test_dry_run_prints_the_plan(tickets, tmp_path) -> None:
     done = topicscale("run", "--input", str(tickets), "--store", str(tmp_path / "store"), "--dry-run")
     assert done.returncode == 0
@@ -149,6 +155,12 @@ def test_what_cannot_be_exported(arguments, hint, tmp_path) -> None:
     assert hint in done.stderr
     assert done.stderr.startswith("error: ")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_and_a_file_with_steps_are_not_both_taken(tmp_path) -> None:
+    done = topicscale("finetune", "--recipe", "gpl", "--config", "gpl", "--store", str(tmp_path), "--output", "tickets")
+    assert done.returncode == 2
+    assert "--recipe must be left out where the configuration has finetune.steps" in done.stderr
 
 
 def test_status_of_a_store_without_a_run(tmp_path) -> None:

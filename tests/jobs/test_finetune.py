@@ -17,11 +17,12 @@ import psutil
 import pytest
 
 from jobs.cli import main
-from jobs.finetune import describe, finetune, request
+from jobs.finetune import _print, describe, finetune, request
 from jobs.forget import forget
-from jobs.judge import judge
+from jobs.judge import encoder, judge
 from jobs.progress import Ui
 from jobs.run import run
+from jobs.stages.examples import workers_of
 from tests import corpus
 from tests.jobs.test_faults import gone
 from topicscale import TopicModel, config, registry
@@ -29,6 +30,8 @@ from topicscale.config import EmbeddingConfig
 from topicscale.embedding import Embedder
 from topicscale.errors import ConfigError, InputError, ModelError, RequestError, StoreLocked
 from topicscale.finetune import base as bases
+from topicscale.finetune.steps import parse
+from topicscale.models import resolve
 from topicscale.store import TRAINING, Store, exclusive
 
 QUIET = Ui("quiet")
@@ -343,6 +346,7 @@ GPL = {"recipe": "gpl"}
         ([{"recipe": "cosine", "learning_rate": "3e-5"}], {"held_out": 0.0}, RequestError, "nothing to judge"),
         (["cosine"], {"held_out": 0.03}, RequestError, r"make no judge.*Raise finetune\.held_out \(0\.03\)"),
         (["cosine"], {"measure": "topics.npmi"}, RequestError, "measure"),
+        (["cosine"], {"judges": ["topics={scored}:sentence1"], "measure": "topics.nmi"}, RequestError, "topics.npmi"),
         (["cosine"], {"held_out": 0.0}, RequestError, "nothing to judge"),
         (["cosine"], {"workers": 3}, ConfigError, "multiple of the 3 workers"),
         (["cosine"], {"precision": "float16"}, RequestError, "needs a GPU"),
@@ -361,6 +365,71 @@ def test_what_cannot_be_done_is_said_before_anything_starts(steps, changes, erro
     with pytest.raises(error, match=message):
         finetune(asked, str(tmp_path / "model"), input=[str(scored)], ui=QUIET)
     assert not list(tmp_path.iterdir())
+
+
+def test_columns_of_a_step_are_those_of_the_one_input(tmp_path) -> None:
+    source = tmp_path / "faq.csv"
+    rows = [f"question {i},answer {i},title {i},abstract {i}" for i in range(300)]
+    source.write_text("\n".join(["question,answer,title,abstract", *rows]) + "\n")
+    steps = [{"recipe": "mnr", "columns": {"anchor": "title", "positive": "abstract"}}, "mnr"]
+    named, found = request(settings(steps), str(tmp_path / "model"), store=None, input=[str(source)]).data.parts
+    assert [table["anchor"][0].as_py().split()[0] for ((table, _),) in (named, found)] == ["title", "question"]
+    with pytest.raises(RequestError, match="columns of the recipe mnr must be those of an input"):
+        request(settings(steps), str(tmp_path / "model"), store=None)
+
+
+def test_columns_of_a_step_choose_the_input_before_the_store(fitted, tmp_path) -> None:
+    source = tmp_path / "labelled.csv"
+    source.write_text("title,label\n" + "".join(f"a text about {i},{'ab'[i % 2]}\n" for i in range(300)))
+    columns = {"text": "title"}
+    steps = [{"recipe": "simcse", "columns": columns}, {"recipe": "setfit", "columns": {**columns, "label": "label"}}]
+    data = request(settings(steps), "m", store=fitted, input=[str(source)]).data
+    assert data.parts[0][0][0]["text"][0].as_py().startswith("a text about")
+    assert data.rows(0, 0) == data.rows(1, 0)
+
+
+def test_powers_of_ten_are_numbers_however_deep() -> None:
+    step = {
+        "recipe": "gpl",
+        "queries": "1e1",
+        "cross_encoder_options": {"learning_rate": "2e-5"},
+        "input": "1e5",
+        "score_range": [0, "1e2"],
+    }
+    ((part,),) = (one.parts for one in parse(settings([step]).finetune))
+    assert (part.options["queries"], part.options["cross_encoder_options"]) == (10, {"learning_rate": 2e-5})
+    assert (part.input, part.score_range) == (("1e5",), (0.0, 100.0))
+
+
+def test_as_many_workers_as_gpus_that_divide_a_batch() -> None:
+    ((mnr,), (tsdae,)) = (parse(settings([name], batch_size=48).finetune) for name in ("mnr", "tsdae"))
+    assert [workers_of(mnr, None, gpus) for gpus in (0, 1, 5, 8)] == [1, 1, 4, 8]
+    assert (workers_of(mnr, 3, 8), workers_of(tsdae, None, 8)) == (3, 1)
+
+
+def test_what_a_killed_training_left_beside_its_model_is_named(scored, tmp_path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / ".model.finetune.0123456789ab").mkdir()
+    with pytest.raises(RequestError, match=r"is there already\. Remove .*\.model\.finetune\.0123456789ab"):
+        finetune(settings(["cosine"]), str(tmp_path / "model"), input=[str(scored)], ui=QUIET)
+
+
+def test_a_stores_prompt_is_judged_with_and_part_of_what_a_training_is(store, scored) -> None:
+    held, how = Store(store), {"prompt": "rain and storm: ", "max_tokens": 16}  # which leaves ten words of a text
+    before = request(settings(["cosine"]), "behind", store=store, input=[str(scored)])
+    snapshot = held.pin()
+    settled = {**snapshot.configuration, "embedding": {**snapshot.configuration["embedding"], **how}}
+    held.publish(configuration=settled, summary=snapshot.summary, unit_fingerprint=config.fingerprint("again"))
+    asked = request(settings(["cosine"]), "behind", store=store, input=[str(scored)])
+    assert _print(asked) != _print(before)
+    found = finetune(settings(["cosine"], max_steps=2), "behind", store=store, input=[str(scored)], ui=QUIET)
+    base = resolve(SMALL["base"])
+    bare, behind = (
+        asked.judges.ready[0].run(encoder(base, how))["spearman"] for how in (EmbeddingConfig(max_tokens=16), asked.config.embedding)
+    )
+    assert abs(bare - behind) > 0.1
+    assert found["measures"]["base"]["sts:held-out"]["spearman"] == pytest.approx(behind, abs=0.04)
 
 
 def test_what_judges_is_trained_on_by_no_step(tmp_path) -> None:

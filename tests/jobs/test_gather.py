@@ -74,10 +74,10 @@ def test_status_says_whose_documents_are_here(merged, capsys) -> None:
     assert f"with {len(rows_of(merged, 'documents'))} documents of" in capsys.readouterr().out
 
 
-def holding(store: Path) -> list[Path]:
+def holding(store: Path, text: str = GONE) -> list[Path]:
     """Return the files of a store that hold the text that is to go, older versions' among them."""
-    found = [path for path in store.rglob("*.parquet") if GONE in str(pq.ParquetFile(path).read().to_pydict())]
-    return found + [path for path in store.rglob("*.json") if GONE in path.read_text()]
+    found = [path for path in store.rglob("*.parquet") if text in str(pq.ParquetFile(path).read().to_pydict())]
+    return found + [path for path in store.rglob("*.json") if text in path.read_text()]
 
 
 def rows_of(store: str | Path, table: str) -> list[dict]:
@@ -191,6 +191,18 @@ def test_what_a_site_removed_is_gone_after_the_next_merge(stores, merged, tmp_pa
     assert len(rows_of(target, "documents")) == before - 1
     assert [s.generation for s in Store(target).snapshots()] == [2]
     assert not holding(target)
+
+
+def test_what_a_site_removed_since_a_merge_without_documents_is_gone_after_one_with_them(stores, tmp_path) -> None:
+    target, site = tmp_path / "all", tmp_path / "site"
+    shutil.copytree(stores["paris & co"], site)
+    inputs, word = [named(stores)[0], f"paris & co={site}"], GONE.split("-")[1]
+    merge(inputs, target)
+    assert holding(target, word), "the topics' terms are the documents' words"
+    (tmp_path / "ids.txt").write_text(next(row["doc_id"] for row in rows_of(site, "documents") if GONE in row["text"]))
+    forget(tmp_path / "ids.txt", site, ui=QUIET)
+    merge(inputs, target, documents=True)
+    assert not holding(target, word)
 
 
 def test_what_a_site_removes_after_a_merge_that_was_cut_short_is_in_no_file(stores, tmp_path, monkeypatch) -> None:

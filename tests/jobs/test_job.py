@@ -10,12 +10,12 @@ import pytest
 
 from jobs import cli
 from jobs.engines import Engines
-from jobs.job import Job, Partition
+from jobs.job import Job, Partition, opened
 from jobs.progress import Ui
 from jobs.stages import cluster, embed, publish, represent
 from jobs.status import status
 from topicscale.config import Config, load
-from topicscale.errors import RequestError
+from topicscale.errors import RequestError, ResourceError
 from topicscale.represent.steps import parse
 from topicscale.store import Store
 from topicscale.tables import TABLES
@@ -40,6 +40,30 @@ def test_stages_that_end_at_once_lose_no_line_of_the_log(tmp_path) -> None:
         thread.join()
     logged = sorted((row["stage"], row["rows"]) for row in job.store.read("runs").to_pylist())
     assert logged == sorted((stage, number) for stage in ("terms", "map") for number in range(5))
+
+
+def test_a_second_thread_does_not_take_the_engines_of_the_first(tmp_path) -> None:
+    store = Store(tmp_path / "store", create=True)
+    refused = []
+
+    def work() -> None:
+        try:
+            with opened(store, Config(), "other", Ui("quiet")):
+                refused.append(None)
+        except ResourceError as error:
+            refused.append(str(error))
+
+    def elsewhere() -> None:
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+
+    with opened(store, Config(), "run", Ui("quiet")), opened(store, Config(), "within", Ui("quiet")):
+        elsewhere()
+    elsewhere()
+    assert "Another job runs in this process" in refused[0]
+    assert str(tmp_path / "store") in refused[0]
+    assert refused[1:] == [None]
 
 
 @pytest.mark.parametrize(
@@ -159,3 +183,19 @@ def test_words_are_compared_with_vectors_of_their_own_model_alone() -> None:
         represent.check(given, parse({"words": ["mmr", "keybert"]}))
     represent.check(given, parse({"words": "mmr"}))
     represent.check(Config(), parse({"words": "keybert"}))
+
+
+def test_given_vectors_are_of_the_model_that_was_named_and_else_like_no_other_stores(tmp_path) -> None:
+    def of(store: str, column: str, *named: str) -> tuple[str, str]:
+        job = job_of(tmp_path / store, f"input.embedding_column={column}", *named)
+        return embed.space_of(job), embed.model_of(job)
+
+    bge = "embedding.model=BAAI/bge-small-en-v1.5"
+    assert of("berlin", "v", bge) == of("paris", "vector", bge), "whatever the column is called"
+    assert of("berlin", "v", bge)[1] == "BAAI/bge-small-en-v1.5"
+    assert of("berlin", "v") == of("berlin", "vector"), "a store's own are comparable"
+    assert of("berlin", "v")[0] != of("paris", "v")[0]
+    assert of("berlin", "v")[1] == "a model that was not named"
+    default = "embedding.model=sentence-transformers/all-MiniLM-L6-v2"
+    assert of("berlin", "v", default) == of("paris", "v", default)
+    assert of("berlin", "v", default)[1] == "all-MiniLM-L6-v2"

@@ -36,6 +36,9 @@ def test_results_are_in_the_order_of_the_documents(fitted) -> None:
     assert info["Document"].tolist() == TEXTS
     assert info["Topic"].tolist() == fitted.topics_
     np.testing.assert_array_equal(info["Probability"].to_numpy(np.float32), fitted.probabilities_)
+    pd.testing.assert_frame_equal(fitted.get_document_info(TEXTS), info)  # as BERTopic is asked
+    with pytest.raises(RequestError, match=f"the {len(TEXTS)} documents of the store"):
+        fitted.get_document_info(TEXTS[:3])
     inside = np.array(fitted.topics_) >= 0
     assert (fitted.probabilities_[inside] > 0).all()
     assert (fitted.probabilities_[~inside] == 0).all()
@@ -52,6 +55,10 @@ def test_topic_info_has_bertopics_columns_and_order(fitted) -> None:
         assert row.Name == "_".join([str(row.Topic), *row.Representation[:4]])
         assert set(row.Representative_Docs) <= set(TEXTS)
     assert fitted.get_topic_info(0)["Topic"].tolist() == [0]
+    assert fitted.representative_docs_ == dict(zip(info["Topic"], info["Representative_Docs"], strict=True))
+    assert fitted.get_representative_docs() == fitted.representative_docs_
+    assert fitted.get_representative_docs(0) == info["Representative_Docs"][info["Topic"] == 0].iloc[0]
+    assert fitted.get_representative_docs(999) is None
 
 
 def test_topics_and_their_weights(fitted) -> None:
@@ -66,6 +73,12 @@ def test_topics_and_their_weights(fitted) -> None:
     assert frequency["Count"].sum() == len(TEXTS)
     assert fitted.get_topic_freq(0) == fitted.topic_sizes_[0]
     assert fitted.topic_embeddings_.shape == (len(frequency), 384)
+
+
+@pytest.mark.parametrize("span", ["30 widgets", "soon", "-3D"])
+def test_a_half_life_that_is_no_time_is_refused(fitted, span) -> None:
+    with pytest.raises(RequestError, match="half_life must be a positive time"):
+        fitted.get_topic_trends(half_life=span)
 
 
 def test_new_documents_join_the_topic_of_their_theme(fitted) -> None:
@@ -153,7 +166,7 @@ def test_bertopics_sub_models_become_configuration() -> None:
     ).config
     assert (model.cluster.reduction, model.cluster.algorithm) == ("umap", "hdbscan")
     assert model.cluster.reduction_params["min_dist"] == 0.0
-    assert model.cluster.params["min_cluster_size"] == 20
+    assert model.topics.min_size == 20
     assert (model.terms.ngram_range, model.terms.min_df, model.terms.reduce_frequent_words) == ((1, 2), 2, True)
     assert model.topics.number is None
 

@@ -116,7 +116,8 @@ def test_a_submitted_job_makes_the_tables_of_a_local_one_and_tells_no_secret(clu
     assert contents(str(store)) == local
 
     again = topicscale(*submitted(cluster, source, store, "--config", str(config), "--json"), env=cluster.client)
-    assert '"nothing_to_do": true' in again.stdout
+    assert json.loads(again.stdout)["status"] == "SUCCEEDED"
+    assert '"nothing_to_do": true' in again.stderr
     (newer, older) = json.loads(topicscale("jobs", "list", "--ray", cluster.ray, "--json", env=cluster.client).stdout)
     assert (older["job"], older["command"], older["store"], older["status"], older["exit_code"]) == (
         "first",
@@ -127,6 +128,8 @@ def test_a_submitted_job_makes_the_tables_of_a_local_one_and_tells_no_secret(clu
     )
     assert newer["status"] == "SUCCEEDED"
     assert "200 documents" in topicscale("jobs", "logs", "first", "--ray", cluster.ray, env=cluster.client).stdout
+    told = json.loads(topicscale("jobs", "logs", "first", "--json", "--ray", cluster.ray, env=cluster.client).stdout)
+    assert (told["job"], "200 documents" in told["log"]) == ("first", True)
 
     topicscale("report", "--store", str(store), "--output", str(tmp_path / "report.html"))
     private = {cluster.folder / "spark.conf"}
@@ -264,13 +267,38 @@ def test_what_cannot_be_had_is_said_and_given_up(cluster, source, tmp_path) -> N
         ),
         (["run", "--input", "/a.csv", "--store", "/s", "--set", "embedding.model=tests/"], "embedding.model must be a name or an absolute"),
         (["label", "--store", "/s", "--set", "llm.request={extra_body: {api_key: k}}"], "llm.request.extra_body.api_key"),
+        (["run", "--store", "/s", "--set", "input.paths=[a.csv]"], "input.paths must be an absolute path"),
+        (["benchmark", "--output", "/o.yaml", "--set", "input.paths=[a.csv]"], "input.paths must be an absolute path"),
+        (["benchmark", "--output", "/o.yaml", "--folder", "tmp"], "--folder must be an absolute path"),
+        (["plan", "--documents", "9", "--tokens", "9", "--spark-cores", "1", "--rates", "r.yaml"], "--rates must be an absolute path"),
+        (
+            ["finetune", "--output", "/o", "--set", "finetune.steps=[{recipe: mnr, input: pairs.csv}]"],
+            "finetune.steps must be an absolute path",
+        ),
+        (["label", "--store", "/s", "--set", "llm.prompt=tests/command.py"], "llm.prompt must be a name or an absolute path"),
+        (["label", "--store", "s3://me:hunter2@bucket/s"], "must hold no key"),
+        (["label", "--store", "/s", "--set", "llm.url=https://h/v1?api_key=hunter2"], "llm.url must hold"),
         (["run", "--input", "/a.csv", "--store", "/s", "--ray", "http://127.0.0.1:9"], "cannot be reached"),
+        (["label", "--store", "/s", "--set", "input.paths=[a.csv]"], "cannot be reached"),
     ],
 )
 def test_a_request_is_checked_before_anything_is_sent(arguments, message) -> None:
     given = arguments if "--ray" in arguments else [*arguments, "--ray", "http://127.0.0.1:9"]
     done = command.topicscale("submit", *given)
-    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+    assert (done.returncode, message in done.stderr, "hunter2" in done.stderr) == (2, True, False), done.stderr
+
+
+def test_what_a_job_says_commands_no_terminal_and_is_no_part_of_the_json(monkeypatch) -> None:
+    said = "one\ttwo\n\x1b]0;three\x07\n"
+    monkeypatch.setattr(submit, "logs", lambda *_: said)
+    monkeypatch.setattr(submit, "follow", lambda job, _, write, say: write(said) or submit.Ended(job, "SUCCEEDED", 0, ""))
+    for more in ([], ["--follow"]):
+        asked = ["jobs", "logs", "first", "--ray", "http://127.0.0.1:9", *more]
+        assert command.topicscale(*asked).stdout == "one\ttwo\n\ufffd]0;three\ufffd\n"
+    assert json.loads(command.topicscale(*asked[:-1], "--json").stdout) == {"job": "first", "log": said}
+    followed = command.topicscale(*asked, "--json")
+    assert json.loads(followed.stdout)["exit_code"] == 0
+    assert "three" in followed.stderr
 
 
 def test_files_of_this_machine_go_with_the_job(tmp_path) -> None:

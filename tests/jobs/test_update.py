@@ -8,18 +8,24 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 from sklearn.feature_extraction.text import CountVectorizer
 
+from jobs.dry_run import dry_run
 from jobs.forget import PER_DOCUMENT, forget
 from jobs.forget import describe as described
 from jobs.progress import Ui
 from jobs.run import run
+from jobs.stages import add
+from jobs.stages.refine import Topics
 from jobs.topics import describe as describe_topics
 from jobs.topics import topics
 from jobs.update import refit, update
@@ -27,9 +33,10 @@ from ray_actors.parts import to_matrix
 from tests import corpus
 from tests.jobs.compare import contents
 from topicscale import TopicModel, config
-from topicscale.cluster import exact
+from topicscale.cluster import exact, unit
 from topicscale.errors import JobFailed, ModelError, RequestError, ResourceError, StoreError
 from topicscale.federate import vector_sums
+from topicscale.refine import Sums, assign
 from topicscale.store import PENDING, Store
 from topicscale.terms import name
 
@@ -197,8 +204,9 @@ def test_the_same_batch_again_changes_nothing(name, updated, inputs) -> None:
 
 
 def test_a_run_does_not_drop_batches(updated, inputs) -> None:
-    with pytest.raises(StoreError, match="update --refit"):
-        run(settings(inputs["old"]), str(updated[0]), ui=QUIET)
+    for job in (partial(run, ui=QUIET), dry_run):
+        with pytest.raises(StoreError, match="update --refit"):
+            job(settings(inputs["old"]), str(updated[0]))
 
 
 def test_a_refit_takes_all_documents(updated, tmp_path) -> None:
@@ -221,7 +229,7 @@ def test_bad_requests_are_refused(updated, inputs, tmp_path) -> None:
         update([str(inputs["old"])], store, overrides=["ray.actors=64", "ray.cpus_per_actor=4"], ui=QUIET)
     with pytest.raises(RequestError, match=r"embedding_column must be given in a batch where the store has it.*made by all-MiniLM"):
         update([str(inputs["old"])], store, overrides=["input.embedding_column=v"], ui=QUIET)
-    for ignored in ("partition.number=8", "input.keep=theme"):
+    for ignored in ("partition.number=8", "partition={number: 8}", "input.keep=theme", "input={id_column: null}"):
         with pytest.raises(RequestError, match="documents stay as they were read and divided"):
             refit(store, overrides=[ignored], ui=QUIET)
     with pytest.raises(RequestError, match=r"nothing\.csv"):
@@ -233,6 +241,72 @@ def test_bad_requests_are_refused(updated, inputs, tmp_path) -> None:
     with pytest.raises(JobFailed, match="nothing was added"):
         update([str(bad)], store, ui=QUIET)
     assert contents(str(store)) == before
+
+
+def test_a_store_that_gave_other_ids_is_refused(base, inputs, tmp_path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(base, store)
+    snapshot = Store(store).pin()
+    summary = {key: value for key, value in snapshot.summary.items() if key != "ingest"}
+    Store(store).publish(configuration=snapshot.configuration, summary=summary)
+    with pytest.raises(StoreError, match="earlier topicscale, which gave documents other ids"):
+        update([str(inputs["sport"])], store, ui=QUIET)
+
+
+def test_vectors_of_another_length_than_the_stores_are_refused(base, tmp_path) -> None:
+    store, path = tmp_path / "store", tmp_path / "batch.parquet"
+    shutil.copytree(base, store)
+    snapshot = Store(store).pin()
+    given = {**snapshot.configuration, "input": {**snapshot.configuration["input"], "embedding_column": "v"}}
+    Store(store).publish(configuration=given, summary=snapshot.summary)
+    pq.write_table(pa.table({"id": ["x1"], "text": ["one"], "v": [[1.0, 0.0]]}), path)
+    with pytest.raises(RequestError, match=r"vectors of the store's length, 384\. Got vectors of length 2 instead"):
+        update([str(path)], store, ui=QUIET)
+    with Store(store).lock("x"):
+        pass
+    assert Store(store).pin().generation == 2
+
+
+def test_a_new_topic_takes_its_own_documents_and_is_made_once() -> None:
+    """Also one more diffuse than all there were, whose documents are further from it than others may be."""
+    random = np.random.default_rng(0)
+    documents = unit(np.eye(16)[1] + 0.5 * random.normal(size=(40, 16))).astype(np.float32)
+    leaf = {"partition_id": ["p"], "local_topic": [0], "size": [40], "vector_sum": [exact(documents).sum(axis=0).tolist()]}
+    store = SimpleNamespace(read=lambda *_, **__: pa.table(leaf))
+    job = SimpleNamespace(store=store, config=config.Config.from_dict({"topics": {"min_size": 5}}))
+    zero, none = np.zeros(1, np.int64), np.full(1, -1, np.int64)
+    topics = Topics(["old"], np.eye(16, dtype=np.float32)[:1], np.float32([0.9]), np.float32([0.9]), zero + 100, none, [""])
+    base = add.Base([], topics, Sums(np.array([0, 100]), np.array([np.zeros(16), 99 * np.eye(16)[0]])))
+    found = add.extend(job, base, ["p"], height=1e-3, names=None)
+    assert found.new == [1]
+    taken, _ = assign(documents, found.topics.vectors, found.topics.cutoffs)
+    assert np.mean(taken == 1) > 0.5
+    empty = Sums(np.array([0, 100, 0]), np.concatenate([base.sums.vector_sums, np.zeros((1, 16))]))
+    assert add.extend(job, add.Base([], found.topics, empty), ["p"], height=1e-3, names=None).new == []
+
+
+def test_the_same_texts_day_by_day_become_a_topic() -> None:
+    day = {"size": 5, "vector_sum": (5 * np.eye(16)[1]).tolist()}
+    leaves = [{"partition_id": f"p{i}", "local_topic": 0, **day} for i in range(3)]
+    job = SimpleNamespace(store=None, config=config.Config.from_dict({"topics": {"min_size": 12}}))
+    topics = Topics(
+        ["old"], np.eye(16, dtype=np.float32)[:1], np.float32([0.9]), np.float32([0.9]), np.array([100]), np.full(1, -1, np.int64), [""]
+    )
+    base = add.Base([], topics, Sums(np.array([0, 100]), np.array([np.zeros(16), 99 * np.eye(16)[0]])))
+    for days, new in ((2, []), (3, [1])):
+        job.store = SimpleNamespace(read=lambda *_, days=days, **__: pa.Table.from_pylist(leaves[:days]))
+        found = add.extend(job, base, ["p"], height=1e-3, names=None)
+        assert (found.new, found.of_leaf.tolist()) == (new, ([1] if new else [-1]) * days)
+
+
+def test_a_store_takes_documents_after_all_were_forgotten(base, inputs, tmp_path) -> None:
+    store, listed = tmp_path / "store", tmp_path / "ids.txt"
+    shutil.copytree(base, store)
+    listed.write_text("\n".join(row[0] for row in OLD))
+    assert forget(listed, store, ui=QUIET)["forgotten"] == len(OLD)
+    found = update([str(inputs["sport"])], store, ui=QUIET)
+    assert (found["documents"], found["already_present"]) == (len(SPORT), 0)
+    adds_up(store)
 
 
 def test_forgotten_documents_are_in_no_table_sum_or_file(updated, tmp_path) -> None:
@@ -263,7 +337,11 @@ def test_forgotten_documents_are_in_no_table_sum_or_file(updated, tmp_path) -> N
             assert not any(text.encode() in content for text in texts), path
     again = forget(listed, store, ui=QUIET)
     assert again["forgotten"] == 0
+    assert described(again).startswith("Nothing to forget.")
     assert len(Store(store).snapshots()) == 1
+    (store / PENDING).write_text("[]")  # one that was cut short while it deleted old files
+    assert described(forget(listed, store, ui=QUIET)).startswith("A forget that was cut short is finished: old files are deleted.")
+    assert not (store / PENDING).exists()
 
 
 def test_a_partition_without_vectors_is_forgotten_where_the_model_is_not(base, tmp_path, monkeypatch) -> None:
@@ -404,6 +482,7 @@ def test_a_killed_update_ends_with_the_same_tables(halted, base, inputs, tmp_pat
     for other in (
         lambda: refit(killed, ui=QUIET),
         lambda: run(settings(inputs["old"]), str(killed), ui=QUIET),
+        lambda: dry_run(settings(inputs["old"]), str(killed)),
         lambda: forget(listed, killed, ui=QUIET),
     ):
         with pytest.raises(StoreError, match="cut short"):
@@ -463,3 +542,22 @@ def test_a_batch_laid_out_otherwise(base, tmp_path) -> None:
     names = reader.read("documents").column_names
     assert "extra" not in names
     assert "theme" in names
+
+
+@pytest.mark.parametrize("kept", [None, ["theme"]])
+def test_documents_without_ids_are_known_again_however_a_batch_is_laid_out(kept, tmp_path, spark, ray_layout) -> None:
+    """Columns in another order, one more, one that is called otherwise, and another format."""
+    store, path = tmp_path / "store", tmp_path / "batch"
+    rows = [{"theme": theme, "text": text, "n": i, "note": None} for i, (_, text, theme) in enumerate(ROWS[:60])]
+    first, again = tmp_path / "first.jsonl", rows[:50]
+    first.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {"input": {"paths": [str(first)], "keep": kept}, "partition": {"number": 2}, "topics": {"min_size": 5}}
+    run(config.load(values=values), str(store), ui=QUIET)
+    pq.write_table(pa.table({"text": [r["text"] for r in again], "n": [r["n"] for r in again], "theme": [r["theme"] for r in again]}), path)
+    with (tmp_path / "batch.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["body", "more", "theme", "n"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows({**row, "body": row["text"], "more": "x"} for row in again)
+    for batch, overrides in ((path, ["input.format=parquet"]), (tmp_path / "batch.csv", ["input.format=csv", "input.text_column=body"])):
+        found = update([str(batch)], store, overrides=overrides, ui=QUIET)
+        assert (found["documents"], found["already_present"]) == (0, len(again))

@@ -3,18 +3,22 @@
 import gzip
 import json
 import random
+import re
 import subprocess
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from pyspark.sql import functions as F
 
 from spark.batch import _fitted
+from spark.cleaning import _VISIBLE
 from spark.ingest import ingest
 from topicscale.config import Config
 from topicscale.errors import InputError
 from topicscale.tables import QUARANTINE_REASONS
+from topicscale.texts import VISIBLE
 
 TEXTS = ["red apples, and pears", 'a "quoted" word', "zweite Äpfel", "今天天气很好", "line one\nline two"]
 
@@ -154,6 +158,27 @@ def test_ids_are_the_same_in_another_order_and_for_identical_rows(spark, tmp_pat
     assert {(d["doc_id"], d["text"], d["partition_id"]) for d in before} == {(d["doc_id"], d["text"], d["partition_id"]) for d in after}
 
 
+def test_a_row_has_one_id_however_its_columns_come(spark, tmp_path):
+    """In another order, format or number of them, with other rows of which some have more, or numbers that are read otherwise."""
+    one, same = {"text": "one", "n": 7, "site": "a", "at": None}, {"text": "two", "n": 1.5, "site": None, "at": None}
+    inputs = {
+        "plain.jsonl": [one, same],
+        "fewer.jsonl": [{"site": "a", "n": 7, "text": "one"}, {"n": 1.5, "text": "two"}],
+        "mixed.jsonl": [{"n": "n/a", "text": "other", "more": 1}, one, same],
+        "gap.jsonl": [{"text": "other"}, one | {"n": 7.0}, same],
+    }
+    for name, rows in inputs.items():
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "a.csv").write_text("n,site,text,at\n7,a,one,\n1.5,,two,\n")
+    pq.write_table(pa.Table.from_pylist([one, same]), tmp_path / "a.parquet")
+    pq.write_table(pa.Table.from_pylist([{"n": 7.0, "site": "a", "text": "one"}, same]), tmp_path / "b.parquet")
+    ids = set()
+    for name in [*inputs, "a.csv", "a.parquet", "b.parquet"]:
+        _, documents, _ = _run(spark, tmp_path, tmp_path / name)
+        ids.add(tuple(next(d["doc_id"] for d in documents if d["text"] == text) for text in ("one", "two")))
+    assert len(ids) == 1
+
+
 def test_of_two_rows_with_one_id_the_same_one_is_kept_in_any_order(spark, tmp_path):
     kept = set()
     for order in (["a,x", "a,y", "b,z"], ["b,z", "a,y", "a,x"]):
@@ -171,6 +196,36 @@ def test_numbers_as_ids_of_json_lines_stay_as_they_are_written(spark, tmp_path):
     result, documents, _ = _run(spark, tmp_path, path, input__id_column="id")
     assert result.quarantined == {}
     assert sorted(d["doc_id"] for d in documents) == sorted(map(str, ids))
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.float64(), pa.float32(), pa.decimal128(30, 2), "jsonl"])
+def test_numbers_as_ids_are_the_same_whatever_type_they_have(spark, tmp_path, kind):
+    ids = [4711, 12345678, -3]
+    if kind == "jsonl":  # as pandas writes them where one is missing
+        path = tmp_path / "ids.jsonl"
+        path.write_text("".join(json.dumps({"id": float(i), "text": f"text {i}"}) + "\n" for i in ids))
+    else:
+        path = tmp_path / "ids.parquet"
+        pq.write_table(pa.table({"id": pa.array(ids).cast(kind), "text": [f"text {i}" for i in ids]}), path)
+    _, documents, _ = _run(spark, tmp_path, path, input__id_column="id")
+    assert {d["doc_id"]: d["text"] for d in documents} == {str(i): f"text {i}" for i in ids}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl", "txt"])
+def test_what_folders_are_called_is_a_column(spark, tmp_path, kind):
+    values = {"a b+c%2Fd": "a b+c/d", "größer": "größer", "__HIVE_DEFAULT_PARTITION__": None}
+    for i, name in enumerate(values):
+        folder = tmp_path / "in" / f"site={name}"
+        folder.mkdir(parents=True)
+        if kind == "parquet":
+            pq.write_table(pa.table({"text": [f"text {i}"]}), folder / "part.parquet")
+        else:
+            (folder / f"part.{kind}").write_text(
+                {"csv": "text\ntext {}", "jsonl": '{{"text": "text {}"}}', "txt": "text {}"}[kind].format(i)
+            )
+    result, documents, _ = _run(spark, tmp_path, tmp_path / "in", partition__column="site")
+    assert {d["text"]: d["site"] for d in documents} == {f"text {i}": value for i, value in enumerate(values.values())}
+    assert {p.value for p in result.partitions} == set(values.values())
 
 
 def test_an_array_of_another_type_in_a_column_nobody_asked_for_costs_no_document(spark, tmp_path):
@@ -210,11 +265,22 @@ def test_a_mark_at_the_start_and_windows_line_ends_are_not_text(spark, tmp_path)
     assert sorted(d["text"] for d in documents) == ["eins", "zwei"]
 
 
-def test_another_encoding_is_honoured(spark, tmp_path):
-    path = tmp_path / "latin.csv"
-    path.write_bytes("text\nÄpfel\n".encode("latin-1"))
-    _, documents, _ = _run(spark, tmp_path, path, input__options={"encoding": "ISO-8859-1"})
-    assert [d["text"] for d in documents] == ["Äpfel"]
+@pytest.mark.parametrize("kind", ["csv", "tsv", "txt", "jsonl"])
+@pytest.mark.parametrize("encoding", ["ISO-8859-1", "windows-1252", "Shift_JIS"])
+def test_another_encoding_is_honoured(spark, tmp_path, kind, encoding):
+    texts = ["リンゴ", "表"] if encoding == "Shift_JIS" else ["Äpfel", "“cœur”" if encoding == "windows-1252" else "cæur"]
+    path = tmp_path / f"other.{kind}"
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts] if kind == "jsonl" else ["text", *texts]
+    path.write_bytes("\r\n".join(lines).encode(encoding) + b"\n")
+    result, documents, _ = _run(spark, tmp_path, path, input__options={"encoding": encoding})
+    assert result.quarantined == {}
+    assert {d["text"] for d in documents} - {"text"} == set(texts)
+
+
+def test_what_another_encoding_does_not_have_is_undecodable(spark, tmp_path):
+    path = tmp_path / "ascii.txt"
+    path.write_bytes("good\nÄpfel\n".encode("latin-1"))
+    assert _run(spark, tmp_path, path, input__options={"encoding": "US-ASCII"})[0].quarantined == {"undecodable": 1}
 
 
 def test_times_of_any_resolution_are_kept(spark, tmp_path):
@@ -226,6 +292,13 @@ def test_times_of_any_resolution_are_kept(spark, tmp_path):
     pq.write_table(pa.table({"text": ["x"], "day": pa.array([moment.date()]), **columns}), path)
     _, documents, _ = _run(spark, tmp_path, path)
     assert {documents[0][unit].replace(tzinfo=None) for unit in ("ms", "us", "ns")} == {moment}
+
+
+def test_spark_and_the_python_api_agree_on_what_shows_nothing(spark):
+    characters = [chr(code) for code in range(1, 0x3100)] + ["\ufeff", "\ufffd", "\U0001f600"]
+    shown = spark.createDataFrame(pa.table({"c": characters})).select("c", F.col("c").rlike(_VISIBLE).alias("shown")).collect()
+    assert [row["c"] for row in shown if row["shown"] != bool(re.search(VISIBLE, row["c"]))] == []
+    assert {"\t", "\x01", "\x85", "\u200b", "\u3000"} <= {row["c"] for row in shown if not row["shown"]}
 
 
 def test_hash_partitions_hold_identical_texts_together(spark, tmp_path):
@@ -333,6 +406,13 @@ def test_late_keys_nobody_asked_for_are_not_told(spark, tmp_path):
     assert (result.changed, "site" in documents[0]) == ({}, False)
 
 
+def test_a_late_key_that_is_named_is_kept(spark, tmp_path):
+    path = _told_by_its_head(tmp_path, [{"text": "one", "site": "a"}])
+    result, documents, _ = _run(spark, tmp_path, path, input__keep=["n", "site"])
+    assert {d["site"] for d in documents} == {"a", None}
+    assert "none of the rows that tell the columns has it" in result.changed["site"]
+
+
 def test_keys_without_end_make_a_bounded_number_of_columns(spark, tmp_path):
     late = [{"text": f"t{i}", "common": i, f"key {i}": 1} for i in range(150)]
     result, documents, _ = _run(spark, tmp_path, _told_by_its_head(tmp_path, late))
@@ -367,3 +447,19 @@ def test_values_of_a_batch_that_do_not_fit_the_stores_type_are_null_and_counted(
     assert changed["year"] == "null in 2 rows, whose values are no bigint"
     assert changed["theme"].startswith("not in this batch")
     assert changed["extra"].startswith("left out")
+
+
+def test_values_of_a_batch_become_the_stores_as_people_write_them_and_what_they_lose_is_counted(spark):
+    held = spark.sql("select 'a' as doc_id, 'x' as code, 1L as year, date'2024-01-01' as day, 1.0D as share, 1.0F as rate")
+    row = "{} as doc_id, {} as code, {} as year, {} as day, {} as share, {} as rate".format
+    same = row("'b'", "12345678.0D", "2020.0D", "timestamp'2024-02-03 00:00:00'", "1.5BD", "0.1D")
+    other = row("'c'", "0.5D", "1.5D", "timestamp'2024-02-03 04:05:06'", "1.25BD", "0.1234567890123D")
+    frame = spark.sql(f"select {same} union all select {other}")
+    changed: dict[str, str] = {}
+    first, second = _fitted(frame, held, list(held.columns), changed).orderBy("doc_id").collect()
+    assert (first["code"], first["year"], second["code"], second["year"]) == ("12345678", 2020, "0.5", None)
+    assert {name: what.split(",")[0] for name, what in changed.items()} == {
+        "year": "null in 1 rows",
+        "day": "changed in 1 rows",
+        "rate": "changed in 1 rows",
+    }

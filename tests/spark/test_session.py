@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pyspark
 import pytest
+from pyspark.sql import functions as F
 
 from spark import session
 from spark.jars import packages
@@ -110,6 +112,19 @@ def test_a_spark_of_this_process_must_know_delta_and_may_have_been_stopped():
     refused, lacking = out.splitlines()
     assert "lacks Delta's jars. Stop it first" in refused, err
     assert lacking == "None"
+
+
+def test_a_session_of_ones_own_keeps_its_settings_and_is_found_by_every_thread(spark):
+    spark.conf.set("spark.sql.session.timeZone", "Asia/Tokyo")
+    try:
+        with ThreadPoolExecutor(1) as other:
+            ours = other.submit(session.start, SparkConfig()).result()
+        moment = ours.sql("SELECT CAST(TIMESTAMP_NTZ'2024-05-01 00:00:00' AS TIMESTAMP) AS at").select(F.unix_timestamp("at")).first()[0]
+        assert moment == 1714521600, "midnight in UTC"
+        assert spark.conf.get("spark.sql.session.timeZone") == "Asia/Tokyo"
+        assert ours.sparkContext is spark.sparkContext
+    finally:
+        spark.conf.set("spark.sql.session.timeZone", "UTC")
 
 
 def test_another_pyspark_on_the_path_is_named(monkeypatch):

@@ -11,9 +11,10 @@ from deltalake import DeltaTable, write_deltalake
 from pyspark.sql import functions as F
 from sklearn.feature_extraction.text import CountVectorizer
 
+from spark import forget
 from spark.terms import count_terms
 from spark.words import has_dictionaries, ngrams, words
-from topicscale.config import TermsConfig
+from topicscale.config import Config, TermsConfig
 from topicscale.ctfidf import c_tf_idf
 
 AG_NEWS = Path(__file__).parents[3] / "shared" / "data" / "agnews_test.csv"
@@ -146,6 +147,25 @@ def test_a_topic_without_words_still_counts_as_a_class(spark, tmp_path):
     count_terms(spark, TermsConfig(), store_uri=store, cores=[])
     # 5 terms over 3 classes: A is 1
     assert _got(store)[0, "apple"] == (2, 1, pytest.approx(2 / 3 * np.log(1 + 1 / 2)))
+
+
+@pytest.mark.parametrize("divided", [True, False], ids=["the same words", "other words"])
+def test_no_word_of_a_forgotten_text_stays_where_another_java_divides_it_otherwise(spark, dictionaries, tmp_path, monkeypatch, divided):
+    texts = ["今天天气很好 rain", "rain rain"]
+    versions = {"documents": 0, "assignments": 0, "topic_terms": 0}
+    kept = _store(tmp_path / "kept", texts[1:], [0])
+    count_terms(spark, TermsConfig(), store_uri=kept, cores=[])
+    store = _store(tmp_path / "store", texts, [0, 0])
+    with monkeypatch.context() as patched:
+        patched.setattr("spark.terms.has_dictionaries", lambda _: dictionaries == divided)
+        count_terms(spark, TermsConfig(), store_uri=store, cores=[], txn={"topic_terms": ("terms", 1)})
+    documents = DeltaTable(f"{store}/documents")
+    documents.delete("doc_id = 'd00000'")
+    DeltaTable(f"{store}/assignments").delete("doc_id = 'd00000'")
+    forget.remove_terms(
+        spark, Config(), store_uri=store, ids=["d00000"], versions=versions, classes=1, cores=[], txn={"topic_terms": ("terms", 2)}
+    )
+    assert _got(store) == _got(kept)
 
 
 def test_counts_are_of_the_versions_asked_for_and_a_repeated_write_changes_nothing(spark, tmp_path):

@@ -40,9 +40,15 @@ def vector(text: str) -> np.ndarray:
 
 
 def write(
-    path: Path, content: list[Document], *, labels: dict[int, str] | None = None, space: str = "space-1", config: TermsConfig | None = None
+    path: Path,
+    content: list[Document],
+    *,
+    labels: dict[int, str] | None = None,
+    space: str = "space-1",
+    config: TermsConfig | None = None,
+    vectors: dict[str, np.ndarray] | None = None,
 ) -> Store:
-    """Write a generation of a site's store, as a run would leave it."""
+    """Write a generation of a site's store, as a run would leave it; ``vectors``, by id, came with the documents."""
     config = config or TermsConfig()
     store = Store(path, create=True)
     fp = fingerprint(content, labels, space)
@@ -55,6 +61,9 @@ def write(
             "ward": ["geriatrics-annex"] * len(content),
         }
     )
+    if vectors is not None:
+        rows = rows.append_column("embedding", pa.array([vectors[d].tolist() for d, _, _ in content], pa.list_(pa.float32())))
+    of_document = vectors or {d: vector(text) for d, _, text in content}
     write_deltalake(store.table_path("documents"), rows, mode="overwrite", partition_by=["partition_id"])
     assigned = pa.table(
         {
@@ -80,7 +89,7 @@ def write(
     write_deltalake(store.table_path("topic_terms"), table, mode="overwrite")
     topics = sorted({topic for _, topic, _ in content})
     term_counts, term_documents = term_maps(table.to_batches(), topics)
-    sums = {t: np.sum([vector(text) for _, topic, text in content if topic == t], axis=0) for t in topics}
+    sums = {t: np.sum([of_document[d] for d, topic, _ in content if topic == t], axis=0) for t in topics}
     sizes = {t: sum(topic == t for _, topic, _ in content) for t in topics}
     leaves = pa.table(
         {

@@ -103,7 +103,12 @@ def test_semantic_pairs_are_each_sentences_nearest():
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"sampling": "bm25"}, "random or semantic"), ({"per_sentence": 0}, "from 1"), ({"cross_encoder": {"epoch": 1}}, "no option 'epoch'")],
+    [
+        ({"sampling": "bm25"}, "random or semantic"),
+        ({"per_sentence": 0}, "from 1"),
+        ({"cross_encoder": {"epoch": 1}}, "no option 'epoch'"),
+        ({"retriever": "other"}, "must be left out with sampling: random"),
+    ],
 )
 def test_options_are_checked_before_work(options: dict[str, Any], said: str):
     with pytest.raises(ConfigError, match=said):

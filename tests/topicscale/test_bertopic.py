@@ -196,6 +196,11 @@ def test_a_site_takes_new_documents(news, site, sport) -> None:
     assert site.find_topics("football match", top_n=1)[0] == [sport]
 
 
+def test_a_text_that_shows_nothing_is_of_no_topic(site) -> None:
+    topics, probabilities = site.transform(["the match was won", "", " \u200b\x01\n"])
+    assert (topics[0] >= 0, topics[1:], probabilities[1:].tolist()) == (True, [-1, -1], [0.0, 0.0])
+
+
 def test_a_name_for_the_site_goes_into_its_leaves(tmp_path) -> None:
     model = TopicModel.from_bertopic(save(toy()[0], tmp_path / "b"), store=tmp_path / "s", site="Lyon")
     store = Store(model.store)
@@ -248,6 +253,32 @@ def test_a_model_saved_without_terms_shows_its_words_and_brings_no_counts(tmp_pa
     model.to_bertopic(tmp_path / "out")
     assert not (tmp_path / "out" / "ctfidf.safetensors").exists()
     assert load(tmp_path / "out").get_topic(0) == [[word, weight] for word, weight in fitted.get_topic(0) if word]
+
+
+def diverse():
+    """A main representation of c-TF-IDF's words and weights, but not of the best ones."""
+    from bertopic.representation._base import BaseRepresentation
+
+    class Diverse(BaseRepresentation):
+        def extract_topics(self, topic_model, documents, c_tf_idf, topics):
+            return {topic: words[1:4] for topic, words in topics.items()}
+
+    return Diverse()
+
+
+@pytest.mark.parametrize("representation", [short, diverse])
+def test_the_main_representation_is_what_is_shown(representation, tmp_path) -> None:
+    model, _, _, _ = toy(representation_model=representation())
+    ours = TopicModel.from_bertopic(save(model, tmp_path / "b"), store=tmp_path / "s")
+    for topic in range(-1, 3):
+        wanted = [(word, pytest.approx(weight)) for word, weight in model.get_topic(topic) if word]
+        assert ours.get_topic(topic) == ours.get_topics()[topic] == ours.topic_representations_[topic] == wanted
+        full = ours.get_topic(topic, full=True)
+        assert (full["Main"], full.keys()) == (wanted, {"Main", "ctfidf"})
+        assert full["ctfidf"] != wanted
+        assert len(full["ctfidf"]) >= len(wanted)
+    assert ours.get_topics(full=True)["Main"] == ours.get_topics()
+    assert ours.get_topic_info().columns.tolist() == ["Topic", "Count", "Name", "Representation", "ctfidf", "Representative_Docs"]
 
 
 def test_named_topics_keep_their_names(tmp_path) -> None:

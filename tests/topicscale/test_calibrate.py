@@ -44,6 +44,18 @@ def test_merging_at_the_pilots_height_finds_the_planted_topics(partitions: int) 
     assert adjusted_mutual_info_score(true[placed], merged.labels[leaf][row[placed]]) > 0.98
 
 
+def test_a_smallest_local_topic_that_is_given_is_a_partitions_and_not_a_parts() -> None:
+    vectors, _ = planted(12, 100)
+    config = ClusterConfig(algorithm="hdbscan", min_cluster_size=200)
+    # a partition of 6,000 documents has 500 of a topic, and a part of the pilot 25
+    found = pilot(vectors, config, documents=24_000, partitions=4)
+    halves = np.array_split(vectors, 2)
+    sizes, sums = zip(*[local_statistics(cluster(half, config, min_cluster_size=25).labels, half)[:2] for half in halves], strict=True)
+    leaves, _ = Leaves.of(np.concatenate(sizes), np.concatenate(sums))
+    assert len(leaves) == 24
+    assert merge(leaves, height=found.height).number == 12
+
+
 def test_a_pilot_repeats_itself_and_has_a_content_id() -> None:
     vectors, _ = planted(6, 60)
     one, two = pilot(vectors, CONFIG), pilot(vectors, CONFIG)

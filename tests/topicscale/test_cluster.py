@@ -131,12 +131,16 @@ def test_any_class_by_import_path() -> None:
         (ClusterConfig(reduction="tsne"), "none, pca, umap"),
         (ClusterConfig(algorithm="no.such.Thing"), "cannot be imported"),
         (ClusterConfig(algorithm="sklearn.decomposition.PCA"), "has no fit_predict"),
+        (ClusterConfig(algorithm="__main__.Mine"), "put the class into a module that workers can import"),
+        (ClusterConfig(reduction="mine.<locals>.Mine"), "put the class into a module that workers can import"),
         (
             ClusterConfig(algorithm="kmeans", params={"n_cluster": 9}),
             "parameters of kmeans. Got 'n_cluster' instead. Did you mean 'n_clusters'",
         ),
         (ClusterConfig(algorithm="sklearn.cluster.DBSCAN", params={"foo": 9}), "It takes eps, min_samples"),
         (ClusterConfig(reduction="pca", reduction_params={"n_neighbors": 9}), "parameters of pca"),
+        (ClusterConfig(algorithm="hdbscan", params={"min_cluster_size": 9}), "topics.min_size"),
+        (ClusterConfig(params={"base_min_cluster_size": 9}), "cluster.min_cluster_size"),
     ],
 )
 def test_wrong_names_are_refused_with_what_is_known(config: ClusterConfig, words: str) -> None:

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from topicscale import config
@@ -73,11 +75,52 @@ def test_parameters_go_with_the_algorithm_they_were_meant_for(tmp_path) -> None:
     assert load(file=file, overrides=[f"cluster.algorithm={load().cluster.algorithm}"]).cluster.params == {"n_neighbors": 9}
 
 
+def test_reduced_vectors_are_not_clustered_by_angles_unless_that_is_said() -> None:
+    assert load(overrides=["cluster.reduction=umap"]).cluster.algorithm == "hdbscan"
+    assert load(values={"cluster": {"algorithm": "evoc"}}, overrides=["cluster.reduction=umap"]).cluster.algorithm == "evoc"
+    assert load(overrides=["cluster.reduction=none"]).cluster.algorithm == "evoc"
+
+
 def test_an_empty_mapping_takes_away_what_there_was() -> None:
     base = {"represent": {"aspects": {"words": "keybert"}, "map_documents": 5}}
     built = load(values=base, overrides=["represent.aspects={}"])
     assert (built.represent.aspects, built.represent.map_documents) == ({}, 5)
     assert load(values=base, overrides=["represent={}"]).represent.map_documents == 5
+
+
+def test_a_section_of_a_file_that_is_all_comments_says_nothing(tmp_path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("represent:\n#  map_documents: 9\nllm:\n")
+    held = {"represent": {"aspects": {"words": "keybert"}}, "llm": {"url": "http://localhost:8000/v1"}}
+    built = load(file=file, base=held)
+    assert (built.represent.aspects, built.llm.url) == ({"words": "keybert"}, "http://localhost:8000/v1")
+    file.write_text("embeding:\n")
+    with pytest.raises(ConfigError, match="'embedding'"):
+        load(file=file)
+
+
+@pytest.mark.parametrize("character", ["|", ",", ":", "#", "\t", " ", "'", '"', "-", "?"])
+def test_one_character_is_what_it_is(character) -> None:
+    assert load(overrides=[f"input.options.sep={character}"]).input.options == {"sep": character}
+
+
+def test_null_is_written_as_yaml_writes_it() -> None:
+    for nothing in ("", "~", "null"):
+        assert load(overrides=[f"topics.number={nothing}"], values={"topics": {"number": 5}}).topics.number is None
+
+
+@pytest.mark.parametrize("url", ["https://h/v1?api_key=abc123", "https://h/v1#abc123", "https://me:abc123@h/v1"])
+def test_a_servers_address_holds_no_credential(url) -> None:
+    with pytest.raises(ConfigError, match="not shown") as caught:
+        load(values={"llm": {"url": url}})
+    assert "abc123" not in str(caught.value)
+
+
+def test_what_is_made_once_a_machine_is_in_the_users_cache(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert config.cache_folder("onnx") == tmp_path / "topicscale" / "onnx"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert config.cache_folder("gguf") == Path.home() / ".cache" / "topicscale" / "gguf"
 
 
 def test_lists_may_be_written_with_commas() -> None:

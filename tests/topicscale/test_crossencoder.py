@@ -110,6 +110,9 @@ def test_models_are_kept_by_their_weights(trained: Path, work: Path):
     assert np.array_equal(first, tools.embed(str(resolve("all-MiniLM-L6-v2").path), ["a b", "c"]))
     tools.score(str(trained), PAIRS)
     assert [kind for kind, _ in tools._kept] == ["embedding", "cross-encoder"]
+    asked = tools.embed("all-MiniLM-L6-v2", ["a b", "c"], prompt="query: ", max_tokens=4)
+    assert np.array_equal(asked, tools.embed("all-MiniLM-L6-v2", ["query: a b", "query: c"], max_tokens=4))
+    assert not np.array_equal(asked, first)
     assert tools.cross_encoder("all-MiniLM-L6-v2", GOLD, {"max_steps": 12, "learning_rate": 2e-4, "batch_size": 16}) == str(trained)
 
 

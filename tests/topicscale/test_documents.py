@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from topicscale.config import InputConfig
-from topicscale.documents import ID, VECTOR, staged, texts_of
+from topicscale.documents import ID, VECTOR, _lists, staged, texts_of, unit_rows
 from topicscale.errors import InputError, StoreLocked
 
 
@@ -52,7 +52,51 @@ def test_a_second_fit_of_the_same_documents_leaves_the_first_its_file(tmp_path) 
             assert other.paths != source.paths
         assert Path(source.paths[0]).is_file()
     assert not Path(source.paths[0]).parent.exists()
-    assert not Path(source.paths[0]).parent.with_suffix(".lock").exists()
+
+
+def test_documents_are_put_where_all_machines_of_the_store_reach_them(tmp_path) -> None:
+    store = tmp_path / "s"
+    for documents in (["a", "b"], pd.DataFrame({"text": ["a", "b"]}), Frame(seen=2)):
+        with staged(documents, None, InputConfig(), str(store)) as (source, _):
+            assert Path(source.paths[0]).is_relative_to(store)
+            assert pq.read_table(source.paths[0])["text"].to_pylist() == ["a", "b"]
+        assert not list((store / "_work").iterdir())
+
+
+class Frame:
+    """A data frame of a Spark of other machines, of whose two rows so many were written to this one's disk."""
+
+    schema, sparkSession = None, object()
+
+    def __init__(self, seen: int) -> None:
+        self.write, self._seen = self, seen
+
+    def parquet(self, uri: str) -> None:
+        folder = Path(uri.removeprefix("file://"))
+        folder.mkdir(parents=True)
+        pq.write_table(pa.table({"text": ["a", "b"][: self._seen]}), folder / "part-0.parquet")
+
+    def count(self) -> int:
+        return 2
+
+
+def test_a_spark_frame_that_other_machines_keep_a_part_of_is_refused(tmp_path) -> None:
+    with (
+        pytest.raises(InputError, match="Of 2 rows of the data frame 1 can be seen"),
+        staged(Frame(seen=1), None, InputConfig(), str(tmp_path / "s")),
+    ):
+        pass
+
+
+def test_vectors_of_more_numbers_than_an_array_holds_are_several(tmp_path) -> None:
+    vectors = unit_rows(np.random.default_rng(0).normal(size=(7, 3)))
+    lists = _lists(vectors, block=6)
+    assert [len(chunk) for chunk in lists.chunks] == [2, 2, 2, 1]
+    assert lists.type == pa.list_(pa.float32())
+    pq.write_table(pa.table({"v": lists}), tmp_path / "v.parquet")
+    np.testing.assert_array_equal(np.array(pq.read_table(tmp_path / "v.parquet")["v"].to_pylist(), np.float32), vectors)
+    with staged(list("abcdefg"), vectors, InputConfig(), str(tmp_path / "s")) as (source, _):
+        assert pq.read_table(source.paths[0])[VECTOR].to_pylist() == lists.to_pylist()
 
 
 def test_texts_to_be_given_topics_are_texts() -> None:
@@ -95,6 +139,28 @@ def test_an_id_column_of_documents_in_memory_is_refused(tmp_path) -> None:
 def test_what_cannot_be_read_is_said(documents, said, tmp_path) -> None:
     with pytest.raises(InputError, match=said), staged(documents, None, InputConfig(), str(tmp_path / "s")):
         pass
+
+
+class Stream:
+    """What hands its data on by Arrow's protocol alone, as polars does."""
+
+    def __init__(self, data: pa.Table | pa.ChunkedArray) -> None:
+        self._data = data
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        return self._data.__arrow_c_stream__(requested_schema)
+
+
+def test_what_hands_on_arrow_data_is_read(tmp_path) -> None:
+    table = pa.table({"text": pa.array(["a", None], pa.large_string()), "team": ["x", "y"]})
+    texts = pa.chunked_array([["a"], [None]], pa.string_view())
+    for documents, columns in ((Stream(table), ["text", "team"]), (Stream(texts), ["text"]), (table.to_reader(), ["text", "team"])):
+        with staged(documents, None, InputConfig(), str(tmp_path / "s")) as (source, positions):
+            written = pq.read_table(source.paths[0])
+            assert (written["text"].to_pylist(), written.column_names, positions) == (["a", None], [*columns, ID], 2)
+    assert texts_of(Stream(texts.slice(0, 1))) == ["a"]
+    with pytest.raises(InputError, match="give its column"):
+        texts_of(Stream(table))
 
 
 def test_vectors_of_another_fit_are_not_asked_for(tmp_path) -> None:

@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -185,6 +186,12 @@ def test_documents_without_a_label_are_left_out_and_counted():
     assert result["documents"] == 2
     assert result["unlabelled"] == 2
     assert result["nmi"] == 1.0
+
+
+def test_pandas_missing_values_are_no_labels():
+    found = clustering(pd.Series(["a", pd.NA, "b", "a"], dtype="string"), [0, 0, 1, 0])
+    assert (found["documents"], found["unlabelled"], found["ari"]) == (3, 1, 1)
+    assert clustering(pd.Series([1, pd.NA], dtype="Int64"), [0, 0])["unlabelled"] == 1
 
 
 def test_clustering_refuses_what_it_cannot_compare():

@@ -14,9 +14,9 @@ import pytest
 
 from jobs.export import describe, export
 from tests.topicscale.leaks import everything, leaked
-from tests.topicscale.sites import PARTITION, documents, write
+from tests.topicscale.sites import PARTITION, documents, vector, write
 from topicscale import federate
-from topicscale.config import Config, TermsConfig
+from topicscale.config import Config, TermsConfig, fingerprint
 from topicscale.errors import RequestError, StoreError, StoreLocked
 from topicscale.export import count_words, labels
 from topicscale.ledger import FOLDER
@@ -146,13 +146,32 @@ def test_a_label_leaves_if_all_its_words_may(label, leaves, tmp_path) -> None:
     assert found["labels_left_out"] == (not leaves)
 
 
+def test_it_is_told_which_labels_no_person_gave(tmp_path) -> None:
+    content = documents({0: 40, 1: 25, 2: 30})
+    site = write(tmp_path / "s", content, labels={0: "Bills", 1: "Common theme1", 2: "secret2x3"})
+    rows = [
+        {"topic_id": topic, "aspect": aspect, "label": label, "terms": [], "status": "ok", "detail": ""}
+        for topic, aspect, label in ((0, "manual", "Bills"), (0, "llm", "Invoices"), (1, "llm", "Common theme1"), (2, "llm", "secret2x3"))
+    ]
+    told = pa.Table.from_pylist(rows, schema=TABLES["topic_labels"].schema)
+    site.replace("topic_labels", told, stage="t", unit_fingerprint=fingerprint("t"))
+    last = site.snapshots()[-1]
+    site.publish(configuration=last.configuration, summary=last.summary, unit_fingerprint=fingerprint("t"))
+    assert export(site.uri, tmp_path / "out")["labels"] == 2
+    assert Store(tmp_path / "out").pin(exports=True).summary["written"] == {"Common theme1": "llm"}
+    assert leaked(tmp_path / "out", {"Invoices", "secret2x3"}) == []
+
+
 def test_words_that_underscores_or_accents_hide_are_looked_at(tmp_path) -> None:
-    """mueller is in two documents, and an accent may be a character of its own."""
+    """mueller is in two documents, a file's number in one, and an accent may be a character of its own."""
     texts = [f"claims policy{i}" + (" mueller" if i < 2 else "") + (" kru\u0308ger" if 2 <= i < 5 else "") for i in range(30)]
+    texts[7] += " 30"
     content = [(f"d{i}", 0, text) for i, text in enumerate(texts)]
     for label, leaves in {
         "Claims": True,
-        "0_claims": True,
+        "0_claims": False,  # in "policy0"
+        "4711_claims": True,
+        "30_claims": False,
         "Claims mueller": False,
         "claims_mueller": False,
         "0_claims_mueller": False,
@@ -165,17 +184,32 @@ def test_words_that_underscores_or_accents_hide_are_looked_at(tmp_path) -> None:
         assert bool(row["label"]) == leaves, label
 
 
-def test_labels_without_spaces_hold_no_rare_part() -> None:
-    def leaf(terms: dict[str, int], label: str) -> dict:
-        maps = {"term_counts": list(terms.items()), "term_documents": list(terms.items())}
-        return {"topic_key": "k", "size": 50, "label": label, "min_documents": 1, **maps}
+def leaves_as(label: str, *, common: list[str], rare: list[str]) -> bool:
+    """Return whether a label leaves a site whose terms are these; its texts are the rare ones alone."""
 
-    schema = TABLES["site_topics"].schema
-    site = pa.Table.from_pylist([leaf({"信用卡": 30, "山田": 1}, "")], schema=schema)
+    def leaf(terms: list[str], label: str) -> pa.Table:
+        maps = {column: [(term, 30 if term in common else 1) for term in terms] for column in ("term_counts", "term_documents")}
+        row = {"topic_key": "k", "size": 50, "label": label, "min_documents": 1, **maps}
+        return pa.Table.from_pylist([row], schema=TABLES["site_topics"].schema)
+
+    texts = pa.RecordBatch.from_pydict({"text": [*common, *rare]})
+    (told,) = labels(leaf(common, label), leaf(common + rare, ""), 10, lambda words: count_words([texts], words))
+    assert told in ("", label)
+    return told == label
+
+
+def test_labels_without_spaces_hold_no_rare_part() -> None:
     for label, leaves in (("信用卡", True), ("山田信用卡", False), ("問題", True)):
-        released = pa.Table.from_pylist([leaf({"信用卡": 30}, label)], schema=schema)
-        told = labels(released, site, 10, lambda words: count_words([], words))
-        assert told == [label if leaves else ""]
+        assert leaves_as(label, common=["信用卡"], rare=["山田"]) == leaves, label
+
+
+def test_words_of_scripts_with_marks_and_joiners_are_whole() -> None:
+    """Persian writes one word of two with a joiner between, Hindi most vowels as marks."""
+    assert leaves_as("بانک", common=["بانک"], rare=["بانک\u200cزاده"])
+    assert not leaves_as("بانک\u200cزاده", common=["بانک", "زاده"], rare=["بانک\u200cزاده"]), "a rare name made of two common words"
+    assert leaves_as("हिन्दी बैंक", common=["हिन्दी", "बैंक"], rare=[])
+    assert not leaves_as("हिन्दी मिश्रा", common=["हिन्दी"], rare=["मिश्रा"])
+    assert leaves_as("❤\ufe0f बैंक", common=["बैंक", "❤\ufe0f"], rare=[]), "emoji are no words"
 
 
 # -- one export after another -------------------------------------------------------------------------------------------
@@ -276,6 +310,30 @@ def test_an_edited_document_is_a_changed_one(tmp_path) -> None:
         assert export(tmp_path / "s", tmp_path / f"edited{edited}")["answered_with"] == answered
 
 
+def test_a_vector_that_changed_without_its_text_is_an_edited_document(tmp_path) -> None:
+    """Vectors of whole letters beside their titles: a new body is in the vector alone, and would be what two sums differ by."""
+    content = documents({0: 40, 1: 25})
+
+    def holding(letters: dict[str, str], content) -> None:
+        store = write(tmp_path / "s", content, space="given", vectors={name: vector(letters.get(name, name)) for name, _, _ in content})
+        last = store.snapshots()[-1]
+        told = {**last.configuration, "input": {"embedding_column": "letter_vector"}}
+        store.publish(configuration=told, summary=last.summary, unit_fingerprint=fingerprint(letters, content))
+
+    holding({}, content)
+    export(tmp_path / "s", tmp_path / "one")
+    more = [*content, *documents({2: 20}, start=500)]
+    holding({"patient-0-7": "a new body"}, more)
+    assert export(tmp_path / "s", tmp_path / "two")["held_back"] == 1
+    one, two = by_size(tmp_path / "one"), by_size(tmp_path / "two")
+    assert set(two) == {40, 25, 20}
+    assert two[40]["vector_sum"] == one[40]["vector_sum"]
+    # ten of them may leave
+    holding({f"patient-0-{i}": "a new body" for i in range(10)}, [*more, *documents({3: 20}, start=500)])
+    assert export(tmp_path / "s", tmp_path / "three")["held_back"] == 0
+    assert by_size(tmp_path / "three")[40]["vector_sum"] != one[40]["vector_sum"]
+
+
 def test_a_new_name_for_the_same_topics_does_leave(tmp_path) -> None:
     content = documents({0: 40, 1: 25})
     write(tmp_path / "s", content)
@@ -299,6 +357,16 @@ def test_k_may_be_raised_and_not_lowered(tmp_path) -> None:
     assert min(n for _, n in row["term_documents"]) >= 20
     with pytest.raises(RequestError, match=r"at least 20.*Got 10"):
         export(tmp_path / "s", tmp_path / "three")
+
+
+def test_a_raised_k_holds_beside_an_export_of_a_smaller_one(tmp_path) -> None:
+    content = documents({0: 40, 1: 12, 2: 12, 3: 12})
+    write(tmp_path / "s", content)
+    export(tmp_path / "s", tmp_path / "one")
+    # the first and second by twelve, which the smaller K allowed; the third by thirty
+    write(tmp_path / "s", [*content, *documents({0: 12, 1: 12, 2: 30}, start=500)])
+    export(tmp_path / "s", tmp_path / "two", min_documents=20)
+    assert set(by_size(tmp_path / "two")) == {40, 42}
 
 
 def test_another_model_over_the_same_documents_is_refused(tmp_path) -> None:

@@ -17,6 +17,7 @@ from topicscale.config import TermsConfig
 from topicscale.ctfidf import c_tf_idf
 from topicscale.errors import RequestError
 from topicscale.leaf_terms import hashed, summed, vocabulary
+from topicscale.models import UNNAMED
 from topicscale.tables import TABLES
 
 WORDS = ["oil", "gas", "tax", "court", "goal", "match", "vaccine", "nurse"]
@@ -163,7 +164,7 @@ def test_each_site_learns_what_others_share() -> None:
 def test_two_embedding_models_are_refused_with_both_names_and_matched_by_terms() -> None:
     rows = [leaf("a", 1), leaf("b", 2, embedding_space="other", embedding_model="mpnet", vector_sum=[1.0] * 5)]
     union = federate.unite([table(rows)], [NONE])
-    with pytest.raises(RequestError, match=r"MiniLM \[space\] \(a\).*|mpnet \[other\] \(b\)") as caught:
+    with pytest.raises(RequestError, match=r"MiniLM \[space, 8 dimensions\] \(a\).*|mpnet \[other, 5 dimensions\] \(b\)") as caught:
         federate.federate(union, similarity=0.7)
     assert "MiniLM" in str(caught.value)
     assert "mpnet" in str(caught.value)
@@ -174,6 +175,21 @@ def test_two_embedding_models_are_refused_with_both_names_and_matched_by_terms()
     )
     found = federate.federate(union, similarity=0.7, match="terms")
     assert found.merged.number == 2
+
+
+def test_vectors_of_two_lengths_are_of_two_models_whatever_is_told_of_them() -> None:
+    rows = [leaf("a", 1), leaf("b", 2, vector_sum=[1.0] * 4), leaf("b", 3, vector_sum=[2.0] * 4)]
+    union = federate.unite([table(rows)], [NONE])
+    with pytest.raises(RequestError, match=r"MiniLM \[space, 4 dimensions\] \(b\); MiniLM \[space, 8 dimensions\] \(a\)") as caught:
+        federate.federate(union, similarity=0.7)
+    assert "embedding.model" not in str(caught.value)
+    assert federate.federate(union, similarity=0.7, match="terms").merged.number
+
+
+def test_where_nobody_named_the_model_of_given_vectors_its_name_is_asked_for() -> None:
+    rows = [leaf("a", 1, embedding_space="one", embedding_model=UNNAMED), leaf("b", 2, embedding_space="two", embedding_model=UNNAMED)]
+    with pytest.raises(RequestError, match=r"topicscale update --refit --set embedding\.model=NAME"):
+        federate.check_spaces(federate.unite([table(rows)], [NONE]))
 
 
 def test_different_term_settings_are_refused_by_name() -> None:

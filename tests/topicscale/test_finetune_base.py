@@ -61,6 +61,14 @@ def test_an_embedding_model(minilm):
     assert (minilm.mask_token, minilm.cross_attention, minilm.causal) == (True, True, False)
 
 
+def test_what_it_puts_before_every_text(minilm, tmp_path: Path):
+    assert minilm.prompt == ""
+    model = build(minilm, layers=1)
+    model.prompts, model.default_prompt_name = {"query": "query: ", "passage": "passage: "}, "passage"
+    model.save_pretrained(str(tmp_path / "m"), create_model_card=False)
+    assert inspect(str(tmp_path / "m")).prompt == "passage: "
+
+
 def test_a_plain_language_model(llama):
     assert (llama.model_type, llama.layers, llama.dimensions, llama.positions, llama.pooling) == ("llama", 2, 32, 64, None)
     assert (llama.mask_token, llama.cross_attention, llama.causal) == (False, False, True)
@@ -145,7 +153,9 @@ def test_a_language_model_becomes_an_embedding_model(llama, tmp_path: Path):
     np.testing.assert_allclose(found, together / np.linalg.norm(together, axis=1, keepdims=True), atol=1e-5)
 
 
-@pytest.mark.parametrize("more", [{}, {"use_dora": True}, {"target_modules": ["query", "value"], "lora_dropout": 0.1}])
+@pytest.mark.parametrize(
+    "more", [{}, {"lora_alpha": "3e1"}, {"use_dora": True}, {"target_modules": ["query", "value"], "lora_dropout": 0.1}]
+)
 def test_low_rank_additions_are_merged(minilm, tmp_path: Path, more):
     import torch
 

@@ -90,6 +90,14 @@ def test_what_is_left_out_is_counted(tmp_path: Path):
     assert loaded.dropped == {"bad_row": 2, "empty_text": 1, "empty_label": 1}
 
 
+def test_a_pair_without_a_negative_is_kept(tmp_path: Path):
+    rows = [{"question": f"q{i}", "answer": f"a{i}", "hard_negative": "n" if i == 1 else [None, "", " "][i % 3]} for i in range(4)]
+    for columns in ({}, {"anchor": "question", "positive": "answer", "negative": "hard_negative"}):
+        loaded = read([jsonl(tmp_path / "a.jsonl", rows)], columns)
+        assert loaded.table["negative"].to_pylist() == [None, "n", None, None]
+        assert loaded.dropped == {}
+
+
 def test_csv_rows_of_another_length_are_counted(tmp_path: Path):
     (tmp_path / "a.csv").write_text("title,abstract\na,b\nc\nd,e\nf,g,h\n")
     loaded = read([str(tmp_path / "a.csv")], {"anchor": "title", "positive": "abstract"})

@@ -7,6 +7,8 @@ import os
 import shutil
 import socket
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from deltalake import write_deltalake
 from topicscale.config import EmbeddingConfig
 from topicscale.embedding import Embedder
 from topicscale.errors import ConfigError, InputError, ResourceError, StoreError
-from topicscale.finetune.batches import Batches, sizes_of, steps_per_pass
-from topicscale.finetune.training import Part, Training, check, total_steps, train
+from topicscale.finetune import base as bases
+from topicscale.finetune.batches import Batches, dataset, sizes_of, steps_per_pass
+from topicscale.finetune.recipes import recipe
+from topicscale.finetune.training import Part, Training, _arguments, check, total_steps, train
 from topicscale.models import PACKAGED
 
 pytest.importorskip("datasets")
@@ -145,6 +149,51 @@ def test_sums_of_batches_are_one_batch(tables, tmp_path: Path):
     np.testing.assert_allclose(one, two, rtol=1e-4)
 
 
+def test_a_prompt_is_trained_behind(tables, tmp_path: Path):
+    prefixed = pa.table(
+        {"sentence1": [f"query: {text}" for text in TEXTS], "sentence2": [f"query: {text}" for text in TEXTS[5:] + TEXTS[:5]]}
+    )
+    write_deltalake(str(tmp_path / "cosine"), prefixed.append_column("label", pa.array([i % 5 / 4 for i in range(24)])))
+    write_deltalake(str(tmp_path / "softmax"), prefixed.append_column("label", pa.array([i % 3 for i in range(24)])))
+    there = {name: str(tmp_path / name) for name in ("cosine", "softmax")}
+    for recipes in (["cosine"], ["cosine", "softmax"]):
+        how = {"max_steps": 3, "checkpoint_steps": 9}
+        behind = run(training(tables, *recipes, prompt="query: ", **how), tmp_path / f"prompt-{len(recipes)}")
+        assert behind == run(training(there, *recipes, **how), tmp_path / f"plain-{len(recipes)}")
+        assert behind != run(training(tables, *recipes, **how), tmp_path / f"bare-{len(recipes)}")
+
+
+def test_what_a_loss_holds_is_trained_with_dropout(tables, tmp_path: Path):
+    from topicscale.finetune.trainer import Trainer
+
+    what = training(tables, "cosine", max_steps=1)
+    model, ct, data = bases.build(bases.inspect(MINILM), layers=1), recipe("ct"), dataset(tables["cosine"], 0)
+    loss = ct.loss(model, ct.with_defaults({}), base=MINILM, similarity="cosine", workers=1)
+    args = _arguments(what, tmp_path, 1, workers=1, device="cpu")
+    Trainer(model, args, parts={"ct": data}, losses={"ct": loss}, unique=[False], sizes=[6], report=lambda *_: None).train()
+    assert all(part.training for part in loss.model1.modules())
+
+
+def test_no_text_is_left_on_the_machine(tables, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    data = dataset(tables["cosine"], 0)
+    assert not list(tmp_path.iterdir())  # nor would be after a kill
+    assert data["sentence1"] == TEXTS
+
+
+@pytest.mark.parametrize(("workers", "deepspeed"), [(16, None), (2, {"zero_optimization": {"stage": 1}})])
+def test_another_number_of_workers_goes_on_with_the_same_batches_or_not_at_all(workers, deepspeed, tables, tmp_path: Path, monkeypatch):
+    what = training(tables, "cosine", batch_size=32, epochs=4)  # more than the 24 examples
+    assert run(what, tmp_path, stop=3) == []
+    monkeypatch.setenv("WORLD_SIZE", str(workers))
+    if deepspeed is not None:
+        pytest.importorskip("deepspeed")
+    with pytest.raises(ConfigError, match=rf"finetune\.workers must be 1, as when this training was begun.*Got {workers} instead"):
+        train(replace(what, deepspeed=deepspeed), tmp_path, device="cpu", threads=1)
+    monkeypatch.delenv("WORLD_SIZE")
+    assert [step for step, _ in run(what, tmp_path)] == [1, 2, 3, 4]
+
+
 def _worker(rank: int, workers: int, port: int, what: Training, work: Path) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(workers), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     from torch import distributed
@@ -185,10 +234,15 @@ def test_steps(tables):
     assert total_steps(training(tables, "cosine", max_steps=3), [30]) == 3
 
 
+def batches_of(parts: Sequence[Any], unique: Sequence[bool], size: int, *, rank: int = 0, workers: int = 1) -> Batches:
+    sizes = sizes_of(parts, unique, size, seed=1, workers=workers)
+    return Batches(parts, unique, sizes, seed=1, rank=rank, workers=workers)
+
+
 def test_every_worker_takes_its_slice_of_the_same_batches():
     parts = [range(100), range(20), range(3)]
-    whole = Batches(parts, [False] * 3, 8, seed=1, rank=0, workers=1)
-    slices = [Batches(parts, [False] * 3, 8, seed=1, rank=rank, workers=2) for rank in (0, 1)]
+    whole = batches_of(parts, [False] * 3, 8)
+    slices = [batches_of(parts, [False] * 3, 8, rank=rank, workers=2) for rank in (0, 1)]
     for number in (0, 1):
         for one in (whole, *slices):
             one.set_epoch(number)
@@ -210,7 +264,7 @@ def test_no_text_twice_in_a_batch():
 
     anchors = [f"a{i % 12}" for i in range(48)]
     data = Dataset.from_dict({"anchor": anchors, "positive": [f"p{i}" for i in range(48)]})
-    batches = Batches([data], [True], 8, seed=1, rank=0, workers=1)
+    batches = batches_of([data], [True], 8)
     for number in range(3):
         batches.set_epoch(number)
         found = list(batches)
@@ -220,7 +274,7 @@ def test_no_text_twice_in_a_batch():
     # where fewer go together than a batch is to have, a pass has more batches, and leaves nothing out
     canned = Dataset.from_dict({"anchor": [f"a{i}" for i in range(300)], "positive": [f"p{i % 10}" for i in range(300)]})
     assert sizes_of([canned], [True], 64, seed=1, workers=1) == [10]
-    together = Batches([canned], [True], 64, seed=1, rank=0, workers=1)
+    together = batches_of([canned], [True], 64)
     assert len({i for batch in together for i in batch}) == 10 * len(together) == 300
     # however many there are: ten answers to 5,000 questions go into batches of ten as well
     many = Dataset.from_dict({"anchor": [f"a{i}" for i in range(5000)], "positive": [f"p{i % 10}" for i in range(5000)]})
@@ -229,14 +283,14 @@ def test_no_text_twice_in_a_batch():
     same = Dataset.from_dict({"anchor": [f"a{i}" for i in range(2000)], "positive": [f"p{max(0, i - 1987)}" for i in range(2000)]})
     assert 2 <= sizes_of([same], [True], 64, seed=1, workers=1)[0] <= 13
     few = Dataset.from_dict({"anchor": [f"a{i % 49}" for i in range(50)], "positive": [f"b{i}" for i in range(50)]})
-    small = Batches([few], [True], 64, seed=1, rank=0, workers=1)
+    small = batches_of([few], [True], 64)
     for number in range(5):
         small.set_epoch(number)
         assert [len(batch) for batch in small] == [49]
     with pytest.raises(InputError, match="too many are alike"):
-        list(Batches([Dataset.from_dict({"anchor": ["a"] * 9, "positive": list("bcdefghij")})], [True], 4, seed=1, rank=0, workers=1))
+        batches_of([Dataset.from_dict({"anchor": ["a"] * 9, "positive": list("bcdefghij")})], [True], 4)
     with pytest.raises(InputError, match="1 examples for 2 workers"):
-        Batches([range(1)], [False], 4, seed=1, rank=0, workers=2)
+        batches_of([range(1)], [False], 4, workers=2)
 
 
 def test_refusals(tables):

@@ -136,6 +136,7 @@ def test_nothing_to_learn_from():
         ({"cross_encoder": "all-MiniLM-L6-v2"}, ModelError, "is no cross-encoder, but a BertModel"),
         ({"cross_encoder_data": {"input": "x"}, "retrievers": "all-MiniLM-L6-v2"}, ConfigError, "must be a list of models"),
         ({"cross_encoder": "./none"}, ModelError, "no model folder"),
+        ({"cross_encoder": "./none", "cross_encoder_options": {"epochs": 2}}, ConfigError, "must be left out with cross_encoder"),
         ({"cross_encoder_data": {"input": "x"}, "generation": {"beams": 2}}, ConfigError, "no option 'beams'"),
         ({"cross_encoder_data": {"input": "x"}, "generator": "./none"}, ModelError, "no model folder"),
         ({"cross_encoder_data": {"input": "x"}, "retrievers": ["./none"]}, ModelError, "no model folder"),

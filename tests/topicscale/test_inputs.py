@@ -153,6 +153,11 @@ def test_reader_options_that_cannot_be_are_refused(tmp_path, options):
         inspect(InputConfig(paths=(_csv(tmp_path),), options=options))
 
 
+def test_no_value_is_no_reader_option(tmp_path):
+    with pytest.raises(InputError, match=r"input\.options\.sep must be .*Got null"):
+        inspect(InputConfig(paths=(_csv(tmp_path),), options={"sep": None}))
+
+
 def test_the_header_of_every_file_is_checked(tmp_path):
     for number in range(201):
         _csv(tmp_path, f"{number:03d}.csv")
@@ -199,3 +204,73 @@ def test_parquet_columns_of_two_types_are_refused_by_name(tmp_path):
     for name, kind in {"a": pa.string(), "b": pa.large_string(), "c": pa.dictionary(pa.int32(), pa.string())}.items():
         pq.write_table(pa.table({"text": pa.array(["one", "two"], kind)}), tmp_path / f"{name}.parquet")
     assert inspect(InputConfig(paths=(str(tmp_path),))).rows == 6
+
+
+def test_folders_that_are_links_are_entered_once(tmp_path):
+    """A glob finds what is in them, so a folder does, too."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+        _csv(folder)
+    (here / "more").symlink_to(there)
+    (there / "round").symlink_to(here)
+    assert inspect(InputConfig(paths=(str(here),))).paths == (str(here / "docs.csv"), str(here / "more" / "docs.csv"))
+
+
+def test_names_of_folders_below_what_is_given_are_columns(tmp_path):
+    for month in ("01", "02"):
+        (tmp_path / "year=2026" / f"month={month}").mkdir(parents=True)
+        _csv(tmp_path / "year=2026" / f"month={month}")
+    for given, names in {"": {"month", "year"}, "year=2026": {"month"}, "year=2026/month=*/*.csv": {"month"}}.items():
+        assert set(inspect(InputConfig(paths=(str(tmp_path / given),))).kinds) == {"id", "text"} | names
+    alone = InputConfig(paths=(str(tmp_path / "year=2026" / "month=01"),), keep=("month",))
+    with pytest.raises(InputError, match=r"input\.keep names 'month', which the input lacks"):
+        inspect(alone)
+    assert inspect(InputConfig(paths=(str(tmp_path),), keep=("month",))).folders == ("month", "year")
+
+
+def test_a_delta_table_among_files_is_refused_by_its_name(tmp_path):
+    """Its files hold the rows that it has not any more."""
+    from deltalake import write_deltalake
+
+    table = tmp_path / "lake" / "articles"
+    write_deltalake(table, pa.table({"text": ["old"]}))
+    write_deltalake(table, pa.table({"text": ["new"]}), mode="overwrite")
+    with pytest.raises(InputError, match=r"no Delta table\. Got .*lake/articles', which is one, instead"):
+        inspect(InputConfig(paths=(str(tmp_path / "lake"),)))
+    assert inspect(InputConfig(paths=(str(table),))).rows == 1
+
+
+@pytest.mark.parametrize(("kind", "row"), [("jsonl", '{"text": "x"}\n'), ("csv", "text\nx\n"), ("tsv", "text\nx\n"), ("txt", "x\n")])
+def test_a_blank_file_among_others_is_left_out_as_an_empty_one_is(tmp_path, kind, row):
+    (tmp_path / f"a.{kind}.gz").write_bytes(gzip.compress(b""))
+    (tmp_path / f"b.{kind}").write_text("\n \n")
+    with pytest.raises(InputError, match="Every input file is empty"):
+        inspect(InputConfig(paths=(str(tmp_path),)))
+    (tmp_path / f"c.{kind}").write_text(row)
+    assert inspect(InputConfig(paths=(str(tmp_path),))).paths == (str(tmp_path / f"c.{kind}"),)
+
+
+def test_a_key_that_no_head_shows_can_be_named_where_there_is_more_than_heads(tmp_path):
+    path = tmp_path / "a.jsonl"
+    config = InputConfig(paths=(str(path),), keep=("late",))
+    path.write_text('{"text": "x"}\n')
+    with pytest.raises(InputError, match=r"input\.keep names 'late', which the input lacks"):
+        inspect(config)
+    path.write_text('{"text": "x"}\n' * 100_000 + '{"text": "y", "late": 1}\n')
+    assert inspect(config).kinds["late"] == "late"
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "tsv"])
+def test_an_encoding_whose_lines_spark_cannot_tell_is_refused(tmp_path, kind):
+    path = tmp_path / f"a.{kind}"
+    path.write_text('{"text": "x"}\n', "utf-16")
+    with pytest.raises(InputError, match=r"ends a line with one byte.*Got 'UTF-16' instead\..*iconv"):
+        inspect(InputConfig(paths=(str(path),), options={"encoding": "UTF-16"}))
+    with pytest.raises(InputError, match="must be a known encoding"):
+        inspect(InputConfig(paths=(str(path),), options={"encoding": "UTF-17"}))
+
+
+def test_what_the_engine_alone_can_look_into_is_never_taken_for_read():
+    config = InputConfig(paths=("hdfs://bucket/docs/*.parquet",))
+    assert inspect(config).fingerprint != inspect(config).fingerprint

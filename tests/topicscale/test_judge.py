@@ -16,7 +16,7 @@ from jobs import judge as jobs
 from tests.topicscale.stores import site
 from topicscale.config import Config, EmbeddingConfig, fingerprint, load
 from topicscale.embedding import Embedder
-from topicscale.errors import InputError, ModelError, RequestError
+from topicscale.errors import ConfigError, InputError, ModelError, RequestError
 from topicscale.judge import task as tasks
 from topicscale.judge.classification import classification
 from topicscale.judge.clustering import clustering
@@ -159,6 +159,16 @@ def test_classification_is_mtebs():
     assert found["stderr"] == pytest.approx(np.std(accuracies, ddof=1) / math.sqrt(10), abs=1e-9)
     assert 0 < found["stderr"] < 0.1
     assert np.random.get_state()[1].tolist() == before  # mteb seeds NumPy's generator
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mteb") is None, reason="the extra mteb is not installed")
+def test_two_of_more_classes_can_be_judged_by():
+    texts, names = themed()
+    first, last = min(names), max(names)  # of four: 0 and 3 by the alphabet
+    rows = [row for row, name in enumerate(names) if name in (first, last)]
+    found = classification(letters, (texts, names), ([texts[i] for i in rows], [names[i] for i in rows]))
+    assert 0 < found["accuracy"] <= 1
+    assert (found["labels"], found["documents"]) == (4, len(rows))
 
 
 def test_topics_of_themes_are_found_with_their_words():
@@ -337,6 +347,29 @@ def test_documents_of_a_store_with_its_settings(tmp_path: Path):
     assert jobs.describe(judged).endswith("topics of themes: 4 topics; NMI over 160 of 160 documents")
     with pytest.raises(RequestError, match="theme"):
         jobs.corpus(str(tmp_path / "store"), labels="nope")
+    labelled, plain = (jobs.prepared([tasks.parse("topics")], str(tmp_path / "store"), labels=name)[0] for name in ("theme", None))
+    assert set(labelled.measures) - set(plain.measures) == {"nmi"}
+    gone = Config.from_dict({"cluster": {"algorithm": "no.such.Clusterer"}})
+    store.publish(configuration=gone.to_dict(), summary={"documents": 160}, unit_fingerprint=fingerprint("a third"))
+    with pytest.raises(ConfigError, match=r"no\.such\.Clusterer"):  # before anything is embedded
+        jobs.prepared([tasks.parse("topics")], str(tmp_path / "store"))
+
+
+def test_models_are_judged_behind_the_stores_prompt(tmp_path: Path):
+    store = site(tmp_path / "store", (0, 1))
+    config = Config(embedding=EmbeddingConfig(prompt="oil gas barrel and nothing else: ", max_tokens=9000))
+    store.publish(configuration=config.to_dict(), summary=store.pin().summary, unit_fingerprint=fingerprint("again"))
+    file = tmp_path / "pairs.csv"
+    rows = [("oil", "gas", 0.9), ("oil", "court", 0.1), ("trial", "judge", 0.8), ("moon", "nurse", 0.0), ("a dose", "a vaccine", 0.7)]
+    file.write_text("sentence1,sentence2,score\n" + "".join(f"{one},{two},{score}\n" for one, two, score in rows))
+    alone, stores = (
+        jobs.judge(["all-MiniLM-L6-v2"], [f"sts={file}"], store=name)["models"][0]["scores"]["sts"]["pearson"]
+        for name in (None, str(store.path))
+    )
+    encode = Embedder(EmbeddingConfig(prompt=config.embedding.prompt, dtype="float32"), threads=1).encode
+    behind = sts(lambda texts: encode(texts).vectors, *zip(*rows, strict=True))["pearson"]
+    assert stores == pytest.approx(behind, abs=1e-3)
+    assert abs(alone - stores) > 1e-2
 
 
 @pytest.mark.skipif(not STSB.exists(), reason="needs the shared data")

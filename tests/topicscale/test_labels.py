@@ -12,7 +12,7 @@ from topicscale import TopicModel
 from topicscale.cluster import unit
 from topicscale.config import fingerprint
 from topicscale.errors import RequestError, StoreError, StoreLocked
-from topicscale.labels import Carried, carried
+from topicscale.labels import Carried, carried, rewrite
 from topicscale.store import Store, says
 from topicscale.tables import TABLES
 from topicscale.texts import one_line
@@ -228,6 +228,47 @@ def test_merging_keeps_names_and_lists_conflicts(store, tmp_path) -> None:
     TopicModel.load(tmp_path / "all").set_topic_labels({energy: "Fuel"})
     same = merge([store.uri, other.uri], tmp_path / "all", similarity=0.7)
     assert (same["nothing_to_do"], same["names"][energy], same["label_conflicts"]) == (True, "Fuel", {})
+
+
+def write_label(store: str, topic: int, label: str) -> None:
+    """Name a topic as a language model does."""
+    reader = Store(store)
+    row = {"topic_id": topic, "aspect": "llm", "label": label, "terms": [], "status": "ok", "detail": ""}
+    with reader.lock("label"):
+        base = reader.pin()
+        rows = [held for held in reader.read("topic_labels").to_pylist() if (held["topic_id"], held["aspect"]) != (topic, "llm")]
+        rewrite(reader, base, [*rows, row], {topic})
+
+
+def test_a_persons_name_comes_before_a_language_models_whatever_the_sizes(store, tmp_path) -> None:
+    """At the merge, at a merge of merges, and where an export brought it."""
+    other = site(tmp_path / "lab", [2, 0, 4], seed=1)
+    write_label(store.uri, 0, "Barrels of crude")  # of 40 documents
+    write_label(store.uri, 1, "Judges and trials")
+    TopicModel.load(other.uri).set_topic_labels({1: "Energy"})  # of 35
+    found = merge([store.uri, other.uri], tmp_path / "all", similarity=0.7)
+    energy, courts = (next(topic for topic, name in found["names"].items() if name == wanted) for wanted in ("Energy", "Judges and trials"))
+    assert found["label_conflicts"] == {energy: ["Barrels of crude"]}
+
+    def aspects(path) -> dict[tuple[int, str], str]:
+        reader = Store(path)
+        reader.pin()
+        rows = reader.read("topic_labels").to_pylist()
+        return {(row["topic_id"], row["aspect"]): row["label"] for row in rows if row["aspect"] != "ctfidf"}
+
+    assert aspects(tmp_path / "all") == {(energy, "manual"): "Energy", (courts, "llm"): "Judges and trials"}
+    # what a model wrote at a site, another may write better here
+    write_label(str(tmp_path / "all"), courts, "Courts")
+    assert TopicModel.load(tmp_path / "all").topic_labels_[courts] == "Courts"
+    for inputs in ([tmp_path / "all"], [store.uri, other.uri, tmp_path / "all"]):
+        merge(inputs, tmp_path / f"again{len(inputs)}", similarity=0.7)
+        named = aspects(tmp_path / f"again{len(inputs)}")
+        assert [aspect for _, aspect in named] == ["manual", "llm"]
+        assert named[energy, "manual"] == "Energy"
+    # the same words by a person are a person's
+    TopicModel.load(other.uri).set_topic_labels({1: "Barrels of crude"})
+    merge([store.uri, other.uri], tmp_path / "all", similarity=0.7)
+    assert aspects(tmp_path / "all")[energy, "manual"] == "Barrels of crude"
 
 
 def test_a_name_given_to_merged_topics_wins_and_outlives_other_inputs(store, tmp_path) -> None:

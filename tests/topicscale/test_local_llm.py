@@ -13,7 +13,7 @@ from topicscale.errors import ModelError
 from topicscale.llm.backend import Answer, Ask, Batch
 from topicscale.llm.local import Local
 from topicscale.llm.memory import size
-from topicscale.llm.models import PACKAGED, backend, check, folder, resolve
+from topicscale.llm.models import PACKAGED, backend, check, folder, identity, resolve
 
 NAME = next(iter(PACKAGED))
 ASKS = [
@@ -137,6 +137,13 @@ def test_wrong_models_are_refused(tmp_path) -> None:
         resolve(str(model))
     with pytest.raises(ModelError, match=r"missing\.gguf"):
         resolve(str(tmp_path / "missing.gguf"))
+
+
+def test_what_a_number_type_left_open_means_is_part_of_the_model() -> None:
+    """vLLM goes by the weights, transformers takes bfloat16."""
+    told = {name: [identity(LlmConfig(backend=name, dtype=dtype)) for dtype in ("auto", "bfloat16")] for name in ("vllm", "transformers")}
+    assert told["transformers"][0] == told["transformers"][1]
+    assert told["vllm"][0] != told["vllm"][1]
 
 
 def test_the_backend_follows_the_configuration() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ from jobs import cli
 from jobs.export import export
 from jobs.merge import describe, merge
 from tests.topicscale.leaks import leaked
-from tests.topicscale.sites import documents, write
+from tests.topicscale.sites import documents, vector, write
 from topicscale import TopicModel, federate
 from topicscale.config import Config, TermsConfig, fingerprint
 from topicscale.errors import RequestError, StoreError
@@ -92,11 +93,48 @@ def test_copies_of_a_store_do_not_stand_for_each_other_without_a_word(tmp_path) 
     merge([tmp_path / "berlin", tmp_path / "paris"], tmp_path / "same", similarity=0.7)
     write(tmp_path / "paris", documents({2: 40, 3: 25}))
     found = merge([tmp_path / "berlin", tmp_path / "paris"], tmp_path / "m", similarity=0.7)
-    assert found["superseded"] == [str(tmp_path / "berlin")]
-    assert "counts for nothing" in describe(found)
+    assert found["superseded"] == {str(tmp_path / "berlin"): ["berlin"]}
+    assert f"berlin of {tmp_path / 'berlin'} counts for nothing" in describe(found)
+    shutil.copytree(tmp_path / "paris", tmp_path / "rome")
+    write(tmp_path / "rome", documents({5: 40}))
     write(tmp_path / "berlin", documents({4: 40}))
-    with pytest.raises(RequestError, match="copies of one store"):
-        merge([tmp_path / "berlin", tmp_path / "paris"], tmp_path / "n", similarity=0.7)
+    for order in permutations(("berlin", "paris", "rome")):
+        with pytest.raises(RequestError, match="copies of one store"):
+            merge([tmp_path / name for name in order], tmp_path / "n", similarity=0.7)
+
+
+def test_exports_of_copies_do_not_stand_for_each_other_without_a_word(tmp_path) -> None:
+    """A store that was copied for each site before it was run there: its id is every site's."""
+    write(tmp_path / "template", documents({0: 30}))
+    for name, start in (("berlin", 100), ("paris", 200)):
+        shutil.copytree(tmp_path / "template", tmp_path / name)
+        write(tmp_path / name, documents({0: 30, 1: 20}, start=start))
+        export(tmp_path / name, tmp_path / f"{name}-out")
+    outs = [tmp_path / "berlin-out", tmp_path / "paris-out"]
+    for order in (outs, outs[::-1]):
+        with pytest.raises(RequestError, match="copies of one store"):
+            merge(order, tmp_path / "all", similarity=0.7)
+    write(tmp_path / "paris", documents({0: 60, 1: 40}, start=200))
+    export(tmp_path / "paris", tmp_path / "later")
+    for order in ([outs[0], tmp_path / "later"], [tmp_path / "later", outs[0]]):
+        found = merge(order, tmp_path / "all", similarity=0.7)
+        assert found["superseded"] == {str(outs[0]): ["berlin"]}
+    # beside its own store, and in a merge, an export is the site's once more
+    merge([outs[0]], tmp_path / "merged", similarity=0.7)
+    assert merge([tmp_path / "berlin", outs[0], tmp_path / "merged"], tmp_path / "same", similarity=0.7)["superseded"] == {}
+    # under another name it might be another site's
+    found = merge([tmp_path / "berlin", f"madrid={outs[0]}"], tmp_path / "same", similarity=0.7)
+    assert found["superseded"] == {str(outs[0]): ["madrid"]}
+
+
+def test_a_merge_holds_what_two_sites_share_once_and_goes_with_both(tmp_path) -> None:
+    content = documents({0: 30, 1: 20})
+    write(tmp_path / "berlin", content)
+    write(tmp_path / "paris", content + documents({2: 25}))
+    both = [tmp_path / "berlin", tmp_path / "paris"]
+    found = merge(both, tmp_path / "all", similarity=0.7)
+    again = merge([tmp_path / "all", *both], tmp_path / "again", similarity=0.7)
+    assert (again["documents"], again["superseded"]) == (found["documents"], {})
 
 
 def test_an_export_goes_by_the_name_it_is_given(tmp_path) -> None:
@@ -115,7 +153,8 @@ def test_a_merge_of_exports_knows_how_its_vectors_are_made(tmp_path) -> None:
     """What its vectors come from leaves with an export: neither a folder nor a column, which are nobody else's."""
 
     def of(name: str, **changed) -> Config:
-        store = write(tmp_path / name, documents({0: 30, 1: 20}))
+        content = documents({0: 30, 1: 20})
+        store = write(tmp_path / name, content, vectors={d: vector(text) for d, _, text in content})
         last = store.snapshots()[-1]
         told = {**last.configuration, **changed}
         leaves = store.read("site_topics")

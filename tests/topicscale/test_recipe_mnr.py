@@ -95,6 +95,17 @@ def test_hard_negatives_are_the_bases_nearest_of_another_class():
     assert all(len(set(row.values())) == 5 for row in several)
 
 
+def test_given_negatives_are_among_those_that_are_mined():
+    tools = Fixed()
+    rows = made("mnr-hard", {**PAIRS, "negative": [f"wrong {i}" for i in range(20)]}, "pairs", tools, relative=None)
+    candidates = [*PAIRS["anchor"], *PAIRS["positive"], *(f"wrong {i}" for i in range(20))]
+    for row in rows:
+        others = [text for text in candidates if text not in (row["anchor"], row["positive"])]
+        similarities = tools.embed("", others) @ tools.embed("", [row["anchor"]])[0]
+        assert row["negative"] == others[int(similarities.argmax())]
+    assert any(row["negative"].startswith("wrong") for row in rows)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -104,6 +115,10 @@ def test_hard_negatives_are_the_bases_nearest_of_another_class():
         ({"relative": "95%"}, "relative"),
         ({"number": 0}, "from 1"),
         ({"scael": 3}, "Did you mean 'scale'"),
+        ({"number": 5}, "number of the recipe mnr must be left out with negatives: given"),
+        ({"retriever": "other"}, "retriever of the recipe mnr must be left out with negatives: given"),
+        ({"negatives": "easy", "margin": 0.1}, "margin of the recipe mnr must be left out with negatives: easy"),
+        ({"negatives": "semi-hard", "relative": 0.9}, "relative of the recipe mnr must be left out with negatives: semi-hard"),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], said: str):

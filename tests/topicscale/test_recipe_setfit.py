@@ -75,6 +75,7 @@ def test_too_few_classes_or_texts_are_refused():
         ({"loss": "softmax"}, r"cosine, mnr\. Got 'softmax'"),
         ({"iterations": 0}, r"at least 1, or left out\. Got 0"),
         ({"iterations": 2, "pairs_per_class": 2}, "Got both"),
+        ({"scale": 10}, "scale of the recipe setfit must be left out with loss: cosine"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], said: str):

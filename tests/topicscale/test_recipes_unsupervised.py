@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from deltalake import write_deltalake
 from sentence_transformers import SentenceTransformer
 
 from tests.topicscale.recipes import MINILM, TEXTS, examples, falls, fit, texts
@@ -17,9 +19,11 @@ from topicscale.config import FinetuneConfig
 from topicscale.errors import ConfigError, InputError, ModelError
 from topicscale.finetune import base as bases
 from topicscale.finetune import words
+from topicscale.finetune.batches import Batches, dataset, sizes_of
 from topicscale.finetune.recipes import recipe
 from topicscale.finetune.recipes.crop import lengths
 from topicscale.finetune.recipes.simcse import dropout
+from topicscale.finetune.steps import parse
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +112,45 @@ def test_tsdae_decoder_sees_the_embedding_and_shares_the_encoders_weights(model:
     assert not torch.equal(*seen)
 
 
+def language_of(folder: Path, model: SentenceTransformer):
+    """Save a small BERT with its language model's head as a plain base."""
+    from transformers import BertConfig, BertForMaskedLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    language = BertForMaskedLM(BertConfig(vocab_size=len(model.tokenizer), hidden_dropout_prob=0, attention_probs_dropout_prob=0, **sizes))
+    torch.nn.init.normal_(language.cls.predictions.bias)
+    language.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return language
+
+
+def test_tsdae_decodes_with_a_plain_bases_own_head(tmp_path: Path, model: SentenceTransformer):
+    head = language_of(tmp_path, model).cls.predictions
+    plain = bases.build(bases.inspect(str(tmp_path)))
+    loss = recipe("tsdae").loss(plain, {}, base=str(tmp_path), similarity="cosine", workers=1)
+    found = loss.decoder.cls.predictions
+    for ours, theirs in ((found.transform.dense, head.transform.dense), (found.decoder, head.decoder)):
+        assert torch.equal(ours.weight, theirs.weight)
+        assert torch.equal(ours.bias, theirs.bias)
+    assert found.decoder.weight is plain.transformers_model.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("order", [("mlm", "tsdae"), ("tsdae", "mlm")])
+def test_mlm_and_tsdae_together_write_with_the_encoders_own_words(order: tuple[str, str], model: SentenceTransformer):
+    losses = {name: loss_of(name, model) for name in order}
+    words = model.transformers_model.get_input_embeddings().weight
+    assert losses["mlm"].head.get_output_embeddings().weight is words
+    assert losses["tsdae"].decoder.get_output_embeddings().weight is words
+
+
+def test_tsdae_warms_up_where_it_is_asked_to():
+    asked = FinetuneConfig(steps=("tsdae",))
+    assert [step.scheduler for step in parse(asked)] == ["constant"]
+    assert [step.scheduler for step in parse(replace(asked, warmup=0.1))] == ["constant_with_warmup"]
+    assert [step.scheduler for step in parse(replace(asked, steps=("crop",), warmup=0.2))] == ["linear"]
+
+
 def test_tsdae_trains(tmp_path: Path):
     losses = fit(tmp_path, "tsdae", examples("tsdae", texts(TEXTS)), options={})  # which sees that frozen weights stay, tied or not
     assert falls(losses)
@@ -178,6 +221,16 @@ def test_ct_with_negatives_in_batch_takes_one_column():
     assert examples("ct", texts(["a", "b", "a"]), negatives="in-batch").to_pydict() == {"text": ["a", "b"]}
 
 
+@pytest.mark.parametrize(("name", "options"), [("ct", {"negatives": "in-batch"}), ("simcse", {})])
+def test_in_a_second_pass_no_text_is_its_own_negative(name: str, options: dict[str, str], tmp_path: Path):
+    write_deltalake(tmp_path, pa.concat_tables([examples(name, texts(TEXTS), seed=seed, **options) for seed in (1, 2)]))
+    data, one = dataset(str(tmp_path), 0), recipe(name)
+    unique = [one.unique(one.with_defaults(options))]
+    sizes = sizes_of([data], unique, 8, seed=1, workers=1)
+    found = list(Batches([data], unique, sizes, seed=1, rank=0, workers=1))
+    assert [len(set(data[batch][data.column_names[0]])) for batch in found] == [8] * 4
+
+
 def test_ct_refuses_one_text_and_unknown_negatives():
     with pytest.raises(InputError, match=r"two different texts\. Got 1"):
         examples("ct", texts(["a", "a"]))
@@ -185,6 +238,10 @@ def test_ct_refuses_one_text_and_unknown_negatives():
         recipe("ct").check(None, recipe("ct").with_defaults({"negatives": "hard"}))
     with pytest.raises(ConfigError, match=r"k.*whole number, at least 1\. Got 7\.5"):
         recipe("ct").check(None, recipe("ct").with_defaults({"k": 7.5}))
+    with pytest.raises(ConfigError, match=r"scale of the recipe ct must be left out with negatives: sampled.*Got 10"):
+        recipe("ct").check(None, recipe("ct").with_defaults({"scale": 10}))
+    with pytest.raises(ConfigError, match=r"k of the recipe ct must be left out with negatives: in-batch.*Got 3"):
+        recipe("ct").check(None, recipe("ct").with_defaults({"k": 3, "negatives": "in-batch"}))
 
 
 @pytest.mark.parametrize("options", [{}, {"negatives": "in-batch"}])
@@ -349,14 +406,7 @@ def test_mlm_chooses_a_token_where_a_batch_has_few(model: SentenceTransformer):
 
 
 def test_mlm_guesses_as_the_language_model_itself_does(tmp_path: Path, model: SentenceTransformer):
-    from transformers import BertConfig, BertForMaskedLM
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    config = BertConfig(vocab_size=len(model.tokenizer), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **sizes)
-    language = BertForMaskedLM(config)
-    language.save_pretrained(tmp_path)
-    model.tokenizer.save_pretrained(tmp_path)
+    language = language_of(tmp_path, model)
     plain = bases.build(bases.inspect(str(tmp_path)))
     loss = recipe("mlm").loss(plain, {"share": 0.3}, base=str(tmp_path), similarity="cosine", workers=1)
     features = plain.preprocess(["my card has not arrived", "the transfer was declined"])

@@ -144,6 +144,14 @@ def test_cutoffs_count_what_assign_leaves_out() -> None:
     assert 0.09 <= (assign(vectors, references, limits)[0] < 0).mean() <= 0.1
 
 
+def test_a_few_documents_very_far_from_a_narrow_topic_are_no_more_than_the_share() -> None:
+    cosines = np.concatenate([np.full(9_990, 0.9995), np.full(10, 0.3)])
+    vectors = np.stack([cosines, np.sqrt(1 - cosines**2)], axis=1).astype(np.float32)
+    reference = np.array([[1.0, 0.0]], np.float32)
+    limits = cutoffs(histogram(vectors, reference), 0.0005)
+    assert (assign(vectors, reference, limits)[0] < 0).sum() <= 5
+
+
 def test_without_topics_all_are_outliers() -> None:
     nothing = refine(local([rows(5)]), np.zeros((0, 48), np.float32))
     topics, probabilities = assign(rows(5), nothing.vectors, nothing.cutoffs)

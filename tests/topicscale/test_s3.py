@@ -22,6 +22,7 @@ from spark.tables import replace_rows, replace_table
 from tests.s3_server import BUCKET, Proxy, reached
 from topicscale import lease, registry, storage
 from topicscale.config import Config, InputConfig, StorageConfig, fingerprint, load
+from topicscale.documents import staged
 from topicscale.errors import InputError, RequestError, StoreError, StoreLocked
 from topicscale.files import Folder
 from topicscale.inputs import inspect
@@ -277,6 +278,28 @@ def test_a_take_over_is_noticed_whatever_object_writes_and_however_the_server_an
         assert not [call for call in frame.mock_calls if call[0].endswith("save")]
 
 
+def test_a_beat_that_arrives_late_hides_no_take_over(uri, monkeypatch) -> None:
+    """It was begun in time, and is there after another took the lock: a put that was retried for long."""
+    monkeypatch.setattr(lease, "LEASE", 5.0)
+    monkeypatch.setattr(lease, "BEAT", 3.5)
+    one, other = Store(uri, create=True), Store(uri)
+    taken, arrived, write = threading.Event(), threading.Event(), one.files.write
+
+    def late(name: str, content: bytes) -> None:
+        taken.wait(60)
+        write(name, content)
+        arrived.set()
+
+    with one.lock("slow"):
+        monkeypatch.setattr(one.files, "write", late)
+        time.sleep(7)  # the server tells times to the second
+        with other.lock("next"):
+            taken.set()
+            assert arrived.wait(60)
+            with pytest.raises(StoreError, match="taken over"):
+                put(one, "p", 1, "a")
+
+
 def test_who_slept_alone_goes_on(uri, asleep) -> None:
     one = Store(uri, create=True)
     with one.lock("sleeping"):
@@ -372,6 +395,18 @@ def test_parquet_and_delta_are_looked_into(uri) -> None:
     write_deltalake(f"{uri}/table", table, storage_options=storage.delta_options(uri))
     plan = inspect(InputConfig(paths=(f"{uri}/table",)))
     assert (plan.format, plan.version, [c.name for c in plan.columns]) == ("delta", 0, ["text", "vector"])
+    with pytest.raises(InputError, match=r"no Delta table\. Got 's3://.*/table', which is one"):
+        inspect(InputConfig(paths=(uri,)))
+
+
+def test_documents_in_memory_are_put_beside_the_tables_for_as_long_as_they_are_read(uri) -> None:
+    with staged(["one", "two"], None, InputConfig(), uri) as (source, _):
+        assert source.paths[0].startswith(f"{uri}/")
+        assert inspect(source).rows == 2
+        with pytest.raises(StoreLocked), staged(["one", "two"], None, InputConfig(), uri):
+            pass
+        assert inspect(source).rows == 2
+    assert Folder(uri).files("_work", deep=True) == []
 
 
 def test_an_object_that_changed_changes_the_fingerprint(uri) -> None:
@@ -425,3 +460,21 @@ def test_the_record_of_exports_is_kept_and_half_a_record_is_none(uri) -> None:
     assert not folder.exists()
     # nor does it become a part of the next record of that number
     assert not [file.name for file in store.files.files(f"{FOLDER}/2", deep=True)]
+
+
+def test_an_export_whose_lock_was_lost_is_not_recorded(uri, asleep) -> None:
+    """Another may have left meanwhile: both records would have one number."""
+    import numpy as np
+
+    from topicscale.differencing import Members
+
+    one, other = Store(uri, create=True), Store(uri)
+    none = Members(np.zeros(0, np.uint64), np.zeros(0, np.uint64), np.zeros(0, np.int64))
+    with one.lock("export"), at_hand(one.files) as (folder, keep):
+        ledger = Ledger(folder)
+        ledger.begin().mkdir()
+        ledger.record(documents=none, members=none, keys=["k"], generation=1, minimum=5, site="here")
+        time.sleep(2.5)
+        with other.lock("next"), pytest.raises(StoreError, match="taken over"):
+            keep()
+    assert not [file.name for file in one.files.files(FOLDER, deep=True)]

@@ -30,6 +30,13 @@ def test_what_is_no_place_is_refused(uri) -> None:
         storage.address(uri)
 
 
+@pytest.mark.parametrize("uri", ["s3://KEY:SECRET@bucket/x", "s3a://KEY:SEC/RET@bucket/x", "gs://SECRET@bucket", "s3://SECRET@bucket//x"])
+def test_credentials_in_an_address_are_refused_and_not_repeated(uri) -> None:
+    with pytest.raises(RequestError, match="environment alone") as told:
+        storage.address(uri)
+    assert "SEC" not in str(told.value)
+
+
 def test_the_engines_are_told_the_same() -> None:
     storage.use(StorageConfig(endpoint="https://minio.example:9000", region="eu-west-1"))
     delta, hadoop = storage.delta_options("s3://bucket/store"), storage.hadoop_settings(["s3"])

@@ -1,15 +1,17 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from deltalake import write_deltalake
 
 from topicscale.config import fingerprint
 from topicscale.errors import RequestError, StoreError, StoreLocked, StoreVersionError
-from topicscale.store import MARKER, Store, UnitWrite, next_version, says, write_part
+from topicscale.store import MARKER, Store, UnitWrite, check_vacant, next_version, says, write_part
 from topicscale.tables import CONTRACT_VERSION
 
 A, B = fingerprint("a"), fingerprint("b")
@@ -116,6 +118,25 @@ def test_a_generation_pins_every_table(store) -> None:
         reader.pin(9)
 
 
+def test_a_generation_that_was_forgotten_while_it_was_open_says_so(store) -> None:
+    put(store, "p", 3, A)
+    store.publish(configuration={}, summary={}, unit_fingerprint=A)
+    reader = Store(store.uri)
+    reader.pin()
+    put(store, "p", 1, B)
+    store.publish(configuration={}, summary={}, unit_fingerprint=B)
+    store.forget_history()
+    for read in (
+        lambda: reader.read("local_assignments"),
+        lambda: list(reader.read_batches("local_assignments")),
+        lambda: reader.select("local_assignments", ["doc_id"], pc.field("local_topic") >= 0),
+    ):
+        with pytest.raises(StoreError, match=r"Files of generation 1 of .* were removed.* Load the newest"):
+            read()
+    reader.pin()
+    assert reader.read("local_assignments").num_rows == 1
+
+
 def test_a_store_without_a_finished_run_says_so(store) -> None:
     with pytest.raises(StoreError, match="no finished run"):
         store.pin()
@@ -135,6 +156,35 @@ def test_what_is_no_store_is_refused(tmp_path) -> None:
         Store("ftp://host/store", create=True)
 
 
+@pytest.mark.parametrize("name", ["documents", "models", "topics"])
+def test_files_of_ones_own_in_a_folder_with_a_tables_name_are_let_be(name, tmp_path) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "letter.txt").write_text("dear")
+    with pytest.raises(StoreError, match="not empty"):
+        Store(tmp_path, create=True)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_table_of_ones_own_is_not_taken_for_the_documents(tmp_path) -> None:
+    write_deltalake(tmp_path / "documents", pa.table({"text": ["mine"]}))
+    with pytest.raises(StoreError, match="not empty"):
+        check_vacant(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["Q3%20reports", "data[1]", "this^that", "a|b", "a\\b"])
+def test_an_address_that_libraries_read_in_different_ways_is_refused(name, tmp_path) -> None:
+    with pytest.raises(StoreError, match=r"must hold no .* Rename the folder"):
+        Store(tmp_path / name, create=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["Q3 reports", "100%", "50% off", "C#", "a:b"])
+def test_other_odd_names_are_fine(name, tmp_path) -> None:
+    store = Store(tmp_path / name, create=True)
+    put(store, "p", 2, A)
+    assert Store(tmp_path / name).read("local_assignments").num_rows == 2
+
+
 def test_a_store_of_another_contract_is_refused_by_both_numbers(store) -> None:
     (store.path / MARKER).write_text(json.dumps({"contract": 99}))
     with pytest.raises(StoreVersionError, match=rf"contract 99.*contract {CONTRACT_VERSION}\b"):
@@ -144,6 +194,8 @@ def test_a_store_of_another_contract_is_refused_by_both_numbers(store) -> None:
 def test_a_store_whose_making_was_cut_short_is_made_again(store) -> None:
     (store.path / MARKER).unlink()
     (store.path / "_topicscale.4711").write_text("{")  # killed between writing the marker and renaming it
+    (store.path / "_lock").touch()
+    shutil.rmtree(store.path / "topics" / "_delta_log")
     assert Store(store.uri, create=True).read("topics").num_rows == 0
 
 

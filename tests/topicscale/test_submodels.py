@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+
+import bertopic
 import numpy as np
 import pytest
+from bertopic.cluster import BaseCluster
 from bertopic.vectorizers import ClassTfidfTransformer, OnlineCountVectorizer
+from evoc import EVoC
 from hdbscan import HDBSCAN
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
@@ -12,8 +17,10 @@ from sklearn.feature_extraction.text import CountVectorizer
 from umap import UMAP
 
 from topicscale import TopicModel
+from topicscale.algorithms import check
+from topicscale.bertopic.lacking import ATTRIBUTES, PARAMETERS
 from topicscale.config import load
-from topicscale.errors import RequestError
+from topicscale.errors import RequestError, StoreError
 from topicscale.submodels import configuration
 
 
@@ -33,11 +40,19 @@ def test_a_value_that_is_the_classs_own_is_taken_where_ours_is_another(reduction
     ("algorithm", "params"),
     [
         (KMeans(n_clusters=8), {"n_clusters": 8, "n_init": "auto"}),
-        (HDBSCAN(min_cluster_size=5), {"min_cluster_size": 5, "metric": "euclidean", "cluster_selection_method": "eom"}),
+        (HDBSCAN(), {"metric": "euclidean", "cluster_selection_method": "eom"}),
+        (HDBSCAN(cluster_selection_method="leaf"), {"metric": "euclidean", "cluster_selection_method": "leaf"}),
     ],
 )
-def test_sizes_that_were_given_are_kept(algorithm, params) -> None:
+def test_parameters_that_were_given_are_kept(algorithm, params) -> None:
     assert configuration(None, None, algorithm, None, None)["cluster"]["params"] == params
+
+
+@pytest.mark.parametrize(("algorithm", "size"), [(HDBSCAN(min_cluster_size=80), 80), (HDBSCAN(), 5), (EVoC(base_min_cluster_size=7), 7)])
+def test_the_smallest_cluster_is_the_smallest_topic(algorithm, size) -> None:
+    found = TopicModel(hdbscan_model=algorithm, min_topic_size=30).config  # BERTopic's min_topic_size gives way to the object, too
+    assert found.topics.min_size == size
+    assert not {"min_cluster_size", "base_min_cluster_size"} & found.cluster.params.keys()
 
 
 @pytest.mark.parametrize(
@@ -46,6 +61,8 @@ def test_sizes_that_were_given_are_kept(algorithm, params) -> None:
         (CountVectorizer(analyzer=str.split), None, "analyzer"),
         (CountVectorizer(token_pattern="[a-z]+"), None, "token_pattern"),
         (CountVectorizer(max_df=0.5), None, "max_df"),
+        (CountVectorizer(max_df=1), None, "max_df"),
+        (CountVectorizer(vocabulary=np.array(["oil", "gas"])), None, "vocabulary"),
         (CountVectorizer(max_features=1000), None, "max_features"),
         (CountVectorizer(strip_accents="unicode"), None, "strip_accents"),
         (CountVectorizer(tokenizer=str.split), None, "tokenizer"),
@@ -56,6 +73,11 @@ def test_sizes_that_were_given_are_kept(algorithm, params) -> None:
 def test_what_cannot_be_met_is_refused_by_name(vectorizer, transformer, named) -> None:
     with pytest.raises(RequestError, match=named):
         configuration(None, None, None, vectorizer, transformer)
+
+
+def test_an_array_as_a_parameter_is_refused_by_name() -> None:
+    with pytest.raises(RequestError, match="init=array"):
+        configuration(None, None, KMeans(n_clusters=2, init=np.eye(2)), None, None)
 
 
 def test_a_plain_vectorizer_asks_for_nothing_that_cannot_be_met() -> None:
@@ -134,6 +156,67 @@ def test_numbers_and_names_of_numpy_are_numbers_and_names() -> None:
 def test_wrong_arguments_are_named(given, said) -> None:
     with pytest.raises(RequestError, match=said):
         TopicModel(**given)
+
+
+def test_classes_of_one_name_are_told_by_their_package() -> None:
+    from sklearn.cluster import HDBSCAN as Sklearns
+
+    found = TopicModel(hdbscan_model=Sklearns(min_cluster_size=20, n_jobs=2)).config
+    assert (found.cluster.algorithm, found.topics.min_size) == ("sklearn.cluster._hdbscan.hdbscan.HDBSCAN", 20)
+    assert found.cluster.params["n_jobs"] == 2
+    check(found.cluster)
+    assert TopicModel(hdbscan_model=HDBSCAN()).config.cluster.algorithm == "hdbscan"
+
+
+def test_a_class_of_this_process_alone_is_refused() -> None:
+    class Mine(KMeans):
+        pass
+
+    found = TopicModel(hdbscan_model=Mine(n_clusters=3))
+    with pytest.raises(RequestError, match="put the class into a module that workers can import"):
+        found.fit(["a text"] * 20)
+
+
+def test_a_reduction_alone_is_clustered_as_bertopic_does() -> None:
+    assert TopicModel(umap_model=UMAP()).config.cluster.algorithm == "hdbscan"
+    assert TopicModel(umap_model=UMAP(), config={"cluster": {"algorithm": "evoc"}}).config.cluster.algorithm == "evoc"
+    assert TopicModel().config.cluster.algorithm == "evoc"
+
+
+def test_a_folder_is_an_embedding_model_as_a_path_too(tmp_path) -> None:
+    assert TopicModel(embedding_model=tmp_path).config.embedding.model == str(tmp_path)
+
+
+def test_what_bertopic_has_and_is_lacking_here_says_what_serves(tmp_path) -> None:
+    model = TopicModel(calculate_probabilities=False, low_memory=None, seed_topic_list=None)  # ask for nothing
+    for given, said in (
+        ({"calculate_probabilities": True}, "one probability a document"),
+        ({"seed_topic_list": [["oil"]]}, "zeroshot_topic_list"),
+        ({"hdbscan_model": BaseCluster()}, "finetune"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            TopicModel(**given)
+    with pytest.raises(RequestError, match="y cannot be used"):
+        model.fit_transform(["a text"], y=[1])
+    with pytest.raises(TypeError, match="'min_topics'"):
+        TopicModel(min_topics=5)
+    theirs = {name for name in dir(bertopic.BERTopic()) if not name.startswith("_")}
+    assert not theirs - set(dir(TopicModel)) - ATTRIBUTES.keys() - PARAMETERS.keys() - inspect.signature(TopicModel).parameters.keys()
+    for name in ATTRIBUTES:
+        assert not hasattr(model, name)
+    with pytest.raises(AttributeError, match="topicscale report"):
+        model.visualize_topics()
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        model.nothing()
+    (tmp_path / "topics.json").write_text("{}")
+    with pytest.raises(StoreError, match="from_bertopic"):
+        TopicModel.load(tmp_path)
+
+
+def test_a_store_without_a_name_is_of_this_machine_alone() -> None:
+    for engines in ({"spark": {"remote": "sc://127.0.0.1:1"}}, {"ray": {"address": "10.0.0.1:6379"}}):
+        with pytest.raises(RequestError, match="store must be a folder that all machines reach"):
+            TopicModel(config=engines).fit(["a text"])
 
 
 def test_english_by_any_name_and_a_preset_beside_a_folder_of_its_name(tmp_path, monkeypatch) -> None:

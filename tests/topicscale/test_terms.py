@@ -1,5 +1,6 @@
 import pyarrow as pa
 
+from topicscale import leaf_terms
 from topicscale.leaf_terms import term_maps
 from topicscale.terms import top_terms
 
@@ -24,6 +25,14 @@ def test_each_topic_gets_its_terms_in_order_and_one_without_terms_an_empty_map()
     assert counts.type == pa.map_(pa.string(), pa.int64())
     assert counts.to_pylist() == [[("the", 9)], [], [("gas", 1), ("oil", 4), ("älter", 3)]]
     assert documents.to_pylist() == [[("the", 5)], [], [("gas", 1), ("oil", 2), ("älter", 3)]]
+
+
+def test_terms_of_more_text_than_an_array_holds_are_several(monkeypatch) -> None:
+    whole = term_maps(batches(ROWS), [-1, 0, 1, 7])
+    monkeypatch.setattr(leaf_terms, "BLOCK", 2)
+    parts = term_maps(batches(ROWS), [-1, 0, 1, 7])
+    assert [len(maps.chunks) for maps in parts] == [2, 2]
+    assert [maps.to_pylist() for maps in parts] == [maps.to_pylist() for maps in whole]
 
 
 def test_no_terms_at_all() -> None:

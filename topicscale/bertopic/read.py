@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from topicscale.bertopic.folder import CONFIG, CTFIDF_CONFIG, Folder
@@ -15,12 +16,12 @@ from topicscale.tables import OUTLIER
 STAGE = "bertopic"
 
 
-def configuration(folder: Folder, *, embedding_model: str | None = None) -> Config:
+def configuration(folder: Folder, *, embedding_model: str | os.PathLike[str] | None = None) -> Config:
     """Return the configuration that a BERTopic model was made with, as far as its files tell.
 
     Parameters
     ----------
-    embedding_model : str, optional
+    embedding_model : str or PathLike, optional
         Packaged name, folder or hub id; needed where the files name none, and wins over the one they name.
 
     Raises
@@ -28,7 +29,7 @@ def configuration(folder: Folder, *, embedding_model: str | None = None) -> Conf
     RequestError
         No embedding model is named, or a setting has no counterpart here.
     """
-    named = embedding_model or folder.parameters.get("embedding_model")
+    named = os.fspath(embedding_model) if embedding_model else folder.parameters.get("embedding_model")
     if not isinstance(named, str) or not named:
         raise RequestError(
             f"The BERTopic model in {str(folder.path)!r} does not name its embedding model. Pass embedding_model=, for example "

@@ -40,6 +40,7 @@ from topicscale.bertopic.counts import Counts, documents_with, recover
 from topicscale.bertopic.folder import Folder, Words
 from topicscale.cluster import Float64, unit
 from topicscale.config import Config
+from topicscale.labels import MAIN
 from topicscale.leaf_terms import term_maps, vocabulary
 from topicscale.merge import leaf_key, topic_key
 from topicscale.models import told
@@ -47,8 +48,6 @@ from topicscale.refine import ALL
 from topicscale.tables import OUTLIER, TABLES
 from topicscale.terms import KEYWORDS, name, top_terms
 
-MAIN = "main"
-"""The aspect that holds a main representation which is not c-TF-IDF's."""
 OURS = ("ctfidf", "manual", MAIN)
 """Aspects that mean something else here than a BERTopic user's aspect of that name."""
 _WORD = r"(?u)\b\w\w+\b"
@@ -168,7 +167,9 @@ def _labels(folder: Folder, weights: Mapping[tuple[int, str], float], best: Mapp
     for topic in folder.ids:
         main, counted = folder.words.get(topic, []), best.get(topic, [])
         add(topic, "ctfidf", name(topic, [word for word, _ in counted]), counted, weighed=False)
-        if any(abs(weights.get((topic, word), 0.0) - given) > 1e-9 for word, given in main):
+        # compared by weight: of words of equal weight any may be the last
+        known = [(given, weights.get((topic, word), 0.0), best) for (word, given), (_, best) in zip(main, counted, strict=False)]
+        if main and (len(main) != len(counted) or any(max(row) - min(row) > 1e-9 for row in known)):
             add(topic, MAIN, _written(folder, topic, weights), main)
         if _label(folder, topic):
             add(topic, "manual", _label(folder, topic), [])

@@ -22,12 +22,12 @@ import pyarrow.compute as pc
 from scipy.sparse import csr_matrix
 
 from topicscale.bertopic.folder import CONFIG, CTFIDF, CTFIDF_CONFIG, EMBEDDINGS, REPRESENTATIVE, TOPICS
-from topicscale.bertopic.tables import MAIN, OURS, weights_of
+from topicscale.bertopic.tables import OURS, weights_of
 from topicscale.cluster import unit
 from topicscale.config import Config
 from topicscale.errors import RequestError
+from topicscale.labels import MAIN, weighed
 from topicscale.labels import names as names_given
-from topicscale.labels import weighed
 from topicscale.models import PACKAGED, is_path
 from topicscale.refine import nearest
 from topicscale.store import Store

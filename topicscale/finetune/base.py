@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from topicscale.config import numbers
 from topicscale.errors import ConfigError, MissingDependency, ModelError
 from topicscale.finetune.architecture import can_cross_attend, first_of, has_mask, mapping, pooling_of
 from topicscale.llm import models as llm
@@ -63,6 +64,8 @@ class Base:
     """Whether its architecture can be a decoder that attends to an encoder's output."""
     causal: bool
     """Whether a token sees only the tokens before it."""
+    prompt: str = ""
+    """What it puts before every text by default."""
 
 
 def inspect(name: str) -> Base:
@@ -115,6 +118,7 @@ def inspect(name: str) -> Base:
         mask_token=masked_name is not None and has_mask(first),
         cross_attention=causal_name is not None and can_cross_attend(kind),
         causal=causal_name is not None and masked_name is None and not config.get("use_bidirectional_attention"),
+        prompt=_prompt(path),
     )
 
 
@@ -261,7 +265,7 @@ def build(
     if lora:
         from peft import LoraConfig
 
-        encoder.add_adapter(LoraConfig(**{**LORA, **lora}))
+        encoder.add_adapter(LoraConfig(**{**LORA, **numbers(lora)}))
     return model
 
 
@@ -279,6 +283,12 @@ def finish(model: Any) -> Any:
         encoder._hf_peft_config_loaded = False
         del encoder.peft_config
     return model.cpu().float().eval().requires_grad_(True)
+
+
+def _prompt(path: Path) -> str:
+    file = path / "config_sentence_transformers.json"
+    settings = read_json(file) if file.is_file() else {}
+    return (settings.get("prompts") or {}).get(settings.get("default_prompt_name") or "") or ""
 
 
 def _stack(encoder: Any, layers: int) -> Any:

@@ -6,8 +6,8 @@ The order is the same for any number of workers: a batch is drawn whole, and eac
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,16 +63,16 @@ class Batches:
     parts : sequence of datasets.Dataset
     unique : sequence of bool
         Whether a part's batches may not hold a text twice.
-    batch_size : int
-        Over all workers.
+    sizes : sequence of int
+        Examples in a batch of each part, over all workers (see :func:`sizes_of`).
     seed : int
     rank, workers : int
         Which slice of each batch is taken.
     """
 
-    def __init__(self, parts: Sequence[Any], unique: Sequence[bool], batch_size: int, *, seed: int, rank: int, workers: int) -> None:
+    def __init__(self, parts: Sequence[Any], unique: Sequence[bool], sizes: Sequence[int], *, seed: int, rank: int, workers: int) -> None:
         self._rows, self._seed, self._rank, self._workers = [len(part) for part in parts], seed, rank, workers
-        self._sizes = sizes_of(parts, unique, batch_size, seed=seed, workers=workers)
+        self._sizes = sizes
         self._counts = [_batches(count, size) for count, size in zip(self._rows, self._sizes, strict=True)]
         self._unique = [
             self._without_duplicates(part, size) if one else None for part, one, size in zip(parts, unique, self._sizes, strict=True)
@@ -154,20 +154,23 @@ def _alike(size: int, rows: int) -> str:
     )
 
 
-def dataset(table: str, version: int, folder: Path) -> Any:
-    """Return a version of a Delta table as a memory-mapped ``datasets.Dataset``, copied batch by batch to a file in ``folder``."""
+def dataset(table: str, version: int) -> Any:
+    """Return a version of a Delta table as a memory-mapped ``datasets.Dataset``, copied batch by batch to a file without a name.
+
+    The system frees such a file with the process, however that ends: no text is left on the machine.
+    """
     from datasets import Dataset
     from deltalake import DeltaTable
 
     source = DeltaTable(table, version=version).to_pyarrow_dataset()
     plain = pa.schema([pa.field(entry.name, _plain(entry.type)) for entry in source.schema])
-    target = folder / "examples.arrow"
-    folder.mkdir(parents=True, exist_ok=True)
-    with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, plain) as writer:
-        # read-ahead is what makes a scanner's memory grow
-        for batch in source.scanner(batch_size=_ROWS, batch_readahead=2, fragment_readahead=1).to_batches():
-            writer.write_table(pa.Table.from_batches([batch]).cast(plain))
-    return Dataset.from_file(str(target))
+    with tempfile.TemporaryFile() as file:
+        with pa.ipc.new_stream(file, plain) as writer:
+            # read-ahead is what makes a scanner's memory grow
+            for batch in source.scanner(batch_size=_ROWS, batch_readahead=2, fragment_readahead=1).to_batches():
+                writer.write_table(pa.Table.from_batches([batch]).cast(plain))
+        file.flush()
+        return Dataset.from_file(f"/proc/self/fd/{file.fileno()}")  # mapped, it outlives the descriptor
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

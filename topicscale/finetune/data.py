@@ -176,7 +176,7 @@ def _clean(table: pa.Table, kind: Kind, score_range: Sequence[float] | None, dro
         stripped = pc.utf8_trim_whitespace(table[name])
         columns[name] = pc.if_else(pc.equal(stripped, ""), pa.scalar(None, pa.string()), stripped)
     table = pa.table(columns)
-    for name in table.column_names:
+    for name in COLUMNS[kind]:  # a pair without a negative is one all the same
         table = _without(table, pc.is_valid(table[name]), f"empty_{name if name in ('score', 'label') else 'text'}", dropped)
     if kind == "nli":
         names = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from topicscale.errors import ConfigError
@@ -45,6 +45,14 @@ def scale_of(scale: float | None, similarity: str) -> float:
 def check_scale(recipe: str, options: Mapping[str, Any]) -> None:
     """Raise ConfigError where the option ``scale`` is neither None nor a positive number."""
     check_number(recipe, options, "scale", above=0.0, optional=True)
+
+
+def check_unread(recipe: Any, options: Mapping[str, Any], keys: Iterable[str], where: str) -> None:
+    """Raise ConfigError where one of the options that are not read ``where`` a mode is what it is differs from its default."""
+    if odd := next((key for key in keys if options[key] != recipe.options[key]), None):
+        raise ConfigError(
+            f"The option {odd} of the recipe {recipe.name} must be left out {where}, which does not read it. Got {options[odd]!r} instead."
+        )
 
 
 def check_number(

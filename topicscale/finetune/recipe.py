@@ -31,7 +31,7 @@ COLUMNS: dict[Kind, tuple[str, ...]] = {
 }
 """Columns of each kind of data, under the names that recipes know them by. ``score`` is float64 in [0, 1]; an nli ``label`` is one of
 :data:`NLI`; a class ``label`` is a string; all others are strings, stripped, and never empty. ``pairs`` may have a third column,
-``negative``."""
+``negative``, null where a pair has none."""
 NLI = ("entailment", "neutral", "contradiction")
 
 
@@ -91,6 +91,10 @@ class Recipe(ABC):
     """Whether each pass over the data has other examples (noise, crops): ``examples`` is then called once a pass."""
     no_duplicates: ClassVar[bool] = False
     """Whether a text may not occur twice in a batch (it would be its own negative)."""
+
+    def unique(self, options: Mapping[str, Any]) -> bool:
+        """Return ``no_duplicates``, where it depends on an option."""
+        return self.no_duplicates
 
     def with_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return this recipe's options with defaults filled in.

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from topicscale.config import POWER, Config, FinetuneConfig
+from topicscale.config import Config, FinetuneConfig, numbers
 from topicscale.errors import ConfigError
 from topicscale.finetune.recipe import COLUMNS, Kind, Recipe
 from topicscale.finetune.recipes import recipe
@@ -154,14 +154,15 @@ def _step(given: Any, config: FinetuneConfig, where: str) -> Step:
         value = getattr(config, key, None)
         return value if value is not None else getattr(first, key, None)
 
+    warmup = float(setting("warmup"))
     return Step(
         parts=tuple(parts),
         epochs=float(setting("epochs")),
         batch_size=int(setting("batch_size")),
         learning_rate=float(setting("learning_rate")),
-        warmup=float(setting("warmup")),
+        warmup=warmup,
         weight_decay=first.weight_decay,
-        scheduler=first.scheduler,
+        scheduler="constant_with_warmup" if first.scheduler == "constant" and warmup else first.scheduler,
         max_steps=setting("max_steps"),
         pooling=chosen.get("pooling", config.pooling),
     )
@@ -179,12 +180,10 @@ def _part(given: Any, where: str) -> tuple[Part, dict[str, Any]]:
     for key, value in given.items():
         if key == "recipe":
             continue
-        if isinstance(value, str) and POWER.fullmatch(value):  # 2e-5 is a text in YAML
-            value = float(value)
         if key in found.options:
-            options[key] = value
+            options[key] = numbers(value)
         elif key in SETTINGS:
-            settings[key] = _number(value, key, where)
+            settings[key] = _number(numbers(value), key, where)
         elif key in SOURCE:
             source[key] = value
         else:
@@ -195,7 +194,7 @@ def _part(given: Any, where: str) -> tuple[Part, dict[str, Any]]:
     paths = source.get("input", ())
     if not isinstance(paths, (str, list, tuple)) or not all(isinstance(path, str) for path in paths):
         raise ConfigError(f"{where}.input must be a path or a list of paths. Got {paths!r} instead.")
-    limits = source.get("score_range")
+    limits = numbers(source.get("score_range"))
     if limits is not None and (not isinstance(limits, (list, tuple)) or len(limits) != 2 or not all(map(_is_number, limits))):
         raise ConfigError(f"{where}.score_range must be two numbers, the lowest and the highest score. Got {limits!r} instead.")
     part = Part(

@@ -16,7 +16,7 @@ from topicscale.embedding import Embedder
 from topicscale.finetune.crossencoder import CrossEncoder, train
 from topicscale.finetune.queries import Generator
 from topicscale.llm.models import resolve as resolve_llm
-from topicscale.models import resolve
+from topicscale.models import embedding_space, resolve
 
 Float32 = npt.NDArray[np.float32]
 KEPT = 3
@@ -24,7 +24,7 @@ KEPT = 3
 
 
 class Models:
-    """Embedding models, generators and cross-encoders, kept between calls by the digest of their weights.
+    """Embedding models, generators and cross-encoders, kept between calls by the digest of their weights and settings.
 
     Parameters
     ----------
@@ -37,10 +37,11 @@ class Models:
         self.threads, self.device = threads, device
         self._kept: OrderedDict[tuple[str, str], Any] = OrderedDict()
 
-    def embed(self, model: str, texts: Sequence[str]) -> Float32:
+    def embed(self, model: str, texts: Sequence[str], *, prompt: str = "", max_tokens: int | None = None) -> Float32:
         """Return unit vectors, float32 (n, d). ModelError where the model cannot be found or loaded."""
-        make = lambda: Embedder(EmbeddingConfig(model=model), threads=self.threads, device=self.device)  # noqa: E731
-        found: Embedder = self._loaded("embedding", resolve(model).revision, make)
+        config = EmbeddingConfig(model=model, prompt=prompt, max_tokens=max_tokens)
+        make = lambda: Embedder(config, threads=self.threads, device=self.device)  # noqa: E731
+        found: Embedder = self._loaded("embedding", embedding_space(config), make)
         return found.encode(texts).vectors
 
     def generate(self, model: str, texts: Sequence[str], *, queries: int, seed: int, options: Mapping[str, Any]) -> list[list[str]]:
@@ -55,8 +56,8 @@ class Models:
         found: CrossEncoder = self._loaded("cross-encoder", resolve(model).revision, make)
         return found.score(pairs, logits=logits)
 
-    def _loaded(self, kind: str, revision: str, make: Callable[[], Any]) -> Any:
-        key = kind, revision
+    def _loaded(self, kind: str, digest: str, make: Callable[[], Any]) -> Any:
+        key = kind, digest
         if key not in self._kept:
             while len(self._kept) >= KEPT:
                 self._kept.popitem(last=False)

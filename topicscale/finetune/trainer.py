@@ -42,8 +42,8 @@ class Trainer(SentenceTransformerTrainer):
         By the same names.
     unique : sequence of bool
         See :class:`~topicscale.finetune.batches.Batches`.
-    batch_size : int
-        Over all workers.
+    sizes : sequence of int
+        Examples in a batch of each part, over all workers.
     report : callable
         Called in every process with the step, the steps in all, and the step's loss over all workers (None where training begins).
     """
@@ -56,12 +56,12 @@ class Trainer(SentenceTransformerTrainer):
         parts: Mapping[str, Any],
         losses: Mapping[str, Any],
         unique: Sequence[bool],
-        batch_size: int,
+        sizes: Sequence[int],
         report: Callable[[int, int, float | None], None],
     ) -> None:
         from datasets import DatasetDict
 
-        self._unique, self._batch_size = unique, batch_size
+        self._unique, self._sizes = unique, sizes
         single = len(parts) == 1
         super().__init__(
             model=model,
@@ -83,9 +83,7 @@ class Trainer(SentenceTransformerTrainer):
         """Return the batches of this worker. Not prepared by accelerate, which would deal them out once more."""
         given: Any = self.train_dataset
         parts = list(given.values()) if isinstance(given, dict) else [given]
-        sampler = Batches(
-            parts, self._unique, self._batch_size, seed=self.args.seed, rank=self.args.process_index, workers=self.args.world_size
-        )
+        sampler = Batches(parts, self._unique, self._sizes, seed=self.args.seed, rank=self.args.process_index, workers=self.args.world_size)
         data: Any = ConcatDataset(parts) if len(parts) > 1 else parts[0]
         self._train_dataloader = DataLoader(
             data, batch_sampler=_Reachable(sampler), collate_fn=self.data_collator, pin_memory=self.args.device.type == "cuda"
@@ -94,6 +92,8 @@ class Trainer(SentenceTransformerTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Return the loss of a batch; the gradients of the loss's own weights are averaged here, since DDP knows the model's only."""
+        for loss in self._losses:
+            loss.train()  # transformers does so with the model alone: a decoder or a copy would be without dropout
         result = super().training_step(*args, **kwargs)
         if self._own and self.args.world_size > 1 and self.accelerator.sync_gradients:
             for parameter in self._own:
@@ -117,7 +117,7 @@ class Trainer(SentenceTransformerTrainer):
             self.state.save_to_json(str(folder / "trainer_state.json"))
         self._wait()
         if self.args.should_save:
-            mark(folder, {"step": self.state.global_step, "workers": self.args.world_size})
+            mark(folder, {"step": self.state.global_step, "workers": self.args.world_size, "sizes": list(self._sizes)})
             for old in complete(folder.parent)[:-KEPT]:
                 shutil.rmtree(old, ignore_errors=True)
 

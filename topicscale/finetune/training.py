@@ -5,7 +5,8 @@ What survives a kill
 ``work/checkpoints/checkpoint-N`` holds the state after step N: the weights that are trained, of the model and of the loss (a classifier,
 a decoder), the optimizer, the schedule, the state of each process's random numbers, and the losses so far. Its file ``complete`` is
 written last. :func:`train`, called again with the same arguments, goes on from the newest complete one and gives the losses of a training
-that was never stopped; with another number of workers too, but for dropout. When ``work/model`` is there the training is over.
+that was never stopped; with another number of workers too, but for dropout. That is refused where the batches cannot be divided among
+them, and for DeepSpeed's checkpoints. When ``work/model`` is there the training is over.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,6 +68,8 @@ class Training:
     dropout: float | None = None
     max_tokens: int | None = None
     lora: Mapping[str, Any] = field(default_factory=dict)
+    prompt: str = ""
+    """Put before every text."""
 
 
 def total_steps(training: Training, rows_per_part: Sequence[int], sizes: Sequence[int] | None = None) -> int:
@@ -142,7 +144,8 @@ def train(
     Raises
     ------
     ConfigError, ResourceError, ModelError, MissingDependency
-        See :func:`check`, and :func:`topicscale.finetune.base.build`.
+        See :func:`check`, and :func:`topicscale.finetune.base.build`; or the training was begun by workers of another number, and cannot
+        go on with this one.
     InputError
         There are too few examples for the workers, or too many that are alike.
     StoreError
@@ -168,48 +171,65 @@ def train(
     disable_progress_bar()
     torch.set_num_threads(threads)
     checkpoints = work / "checkpoints"
-    with tempfile.TemporaryDirectory(prefix="topicscale-") as temporary:
-        names = [f"{i}-{part.recipe}" for i, part in enumerate(training.parts)]
-        parts = {name: dataset(part.table, part.version, Path(temporary) / name) for name, part in zip(names, training.parts, strict=True)}
-        unique = [recipe(part.recipe).no_duplicates for part in training.parts]
-        sizes = sizes_of(list(parts.values()), unique, training.batch_size, seed=training.seed, workers=workers)
-        steps = total_steps(training, [len(part) for part in parts.values()], sizes)
-        base = bases.inspect(training.base)
-        set_seed(training.seed)  # the same first weights in every process
-        model = bases.build(
-            base,
-            pooling=training.pooling,
-            similarity=training.similarity,
-            layers=training.layers,
-            freeze=training.freeze,
-            dropout=training.dropout,
-            max_tokens=training.max_tokens,
-            lora=training.lora,
+    recipes = [recipe(part.recipe) for part in training.parts]
+    names = [f"{i}-{one.name}" for i, one in enumerate(recipes)]
+    parts = {name: dataset(part.table, part.version) for name, part in zip(names, training.parts, strict=True)}
+    unique = [one.unique(one.with_defaults(part.options)) for one, part in zip(recipes, training.parts, strict=True)]
+    there = complete(checkpoints)
+    sizes = (
+        _begun(there[-1], training, workers)
+        if there
+        else sizes_of(list(parts.values()), unique, training.batch_size, seed=training.seed, workers=workers)
+    )
+    steps = total_steps(training, [len(part) for part in parts.values()], sizes)
+    base = bases.inspect(training.base)
+    set_seed(training.seed)  # the same first weights in every process
+    model = bases.build(
+        base,
+        pooling=training.pooling,
+        similarity=training.similarity,
+        layers=training.layers,
+        freeze=training.freeze,
+        dropout=training.dropout,
+        max_tokens=training.max_tokens,
+        lora=training.lora,
+    )
+    args = _arguments(training, checkpoints, steps, workers=workers, device=device)
+    model.to(args.device)
+    losses = {}
+    for name, one, part in zip(names, recipes, training.parts, strict=True):
+        losses[name] = one.loss(
+            model, one.with_defaults(part.options), base=str(base.path), similarity=training.similarity, workers=workers
         )
-        args = _arguments(training, checkpoints, steps, workers=workers, device=device)
-        model.to(args.device)
-        losses = {}
-        for name, part in zip(names, training.parts, strict=True):
-            one = recipe(part.recipe)
-            losses[name] = one.loss(
-                model, one.with_defaults(part.options), base=str(base.path), similarity=training.similarity, workers=workers
-            )
-        trainer = Trainer(
-            model,
-            args,
-            parts=parts,
-            losses=losses,
-            unique=unique,
-            batch_size=training.batch_size,
-            report=report,
+    trainer = Trainer(model, args, parts=parts, losses=losses, unique=unique, sizes=sizes, report=report)
+    set_seed(training.seed + rank)  # other dropout in every process
+    # at the last step's checkpoint the trainer would take one step more before it looks how far it is
+    there = [folder for folder in there if int(folder.name.rpartition("-")[2]) < steps]
+    trainer.train(resume_from_checkpoint=str(there[-1]) if there else None)
+    if rank == 0:
+        _write(trainer, model, work)
+    trainer._wait()
+
+
+def _begun(checkpoint: Path, training: Training, workers: int) -> list[int]:
+    """Return the sizes of the batches that a training was begun with.
+
+    Raises
+    ------
+    ConfigError
+        This number of workers cannot go on with it.
+    """
+    from topicscale.finetune.trainer import COMPLETE
+
+    begun = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))
+    sizes: list[int] = begun["sizes"]
+    if workers != begun["workers"] and (training.deepspeed is not None or any(size % workers for size in sizes)):
+        why = f"its batches of {sizes} examples" if training.deepspeed is None else "DeepSpeed's checkpoints"
+        raise ConfigError(
+            f"finetune.workers must be {begun['workers']}, as when this training was begun: {why} are for that many. Got {workers} "
+            f"instead. To begin anew, delete {str(checkpoint.parent)!r}."
         )
-        set_seed(training.seed + rank)  # other dropout in every process
-        # at the last step's checkpoint the trainer would take one step more before it looks how far it is
-        there = [folder for folder in complete(checkpoints) if int(folder.name.rpartition("-")[2]) < steps]
-        trainer.train(resume_from_checkpoint=str(there[-1]) if there else None)
-        if rank == 0:
-            _write(trainer, model, work)
-        trainer._wait()
+    return sizes
 
 
 def _arguments(training: Training, folder: Path, steps: int, *, workers: int, device: str) -> Any:
@@ -249,6 +269,7 @@ def _arguments(training: Training, folder: Path, steps: int, *, workers: int, de
         dataloader_drop_last=True,
         dataloader_pin_memory=device != "cpu",
         push_to_hub=False,
+        prompts=training.prompt or None,
     )
     if workers == 1 and device != "cpu":
         args._n_gpu = 1  # one process uses one GPU: never DataParallel

@@ -62,7 +62,9 @@ def classification(
     for texts, labels in (train, test):
         if len(texts) != len(labels):
             raise ValueError(f"Texts and labels must have the same length. Got {len(texts)} and {len(labels)} instead.")
-    names = sorted({str(label) for _, labels in (train, test) for label in labels})
+    judged = {str(label) for label in test[1]}
+    # those of test first: mteb takes two that it meets there for 0 and 1
+    names = [*sorted(judged), *sorted({str(label) for label in train[1]} - judged)]
     if len({str(label) for label in train[1]}) < 2:
         raise ValueError(f"train must hold at least two classes. Got {sorted(set(train[1]))} instead.")
     with _own_random_state():

@@ -14,6 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from topicscale.algorithms import check as check_clustering
+from topicscale.algorithms import check_device
 from topicscale.config import Config
 from topicscale.errors import InputError, RequestError
 from topicscale.finetune.recipe import COLUMNS, Kind
@@ -92,11 +94,18 @@ class Ready:
     """Rows it is judged by (of the test file, where there are two)."""
     dropped: int = 0
     """Rows of its files that could not be used."""
+    without: tuple[str, ...] = ()
+    """Measures of its kind that need what its data lack."""
 
     @property
     def chief(self) -> str:
         """The name of its chief measure: ``sts.spearman``."""
         return f"{self.name}.{MEASURES[self.kind][0]}"
+
+    @property
+    def measures(self) -> list[str]:
+        """What a model can be chosen by."""
+        return [name for name in MEASURES[self.kind] if name not in self.without]
 
 
 def parse(text: str) -> Task:
@@ -154,8 +163,8 @@ def load(tasks: Sequence[Task], *, corpus: Corpus | None = None, config: Config 
     ------
     InputError
         A file or column is missing, or holds nothing to judge by.
-    MissingDependency
-        A task needs a package that is not installed.
+    ConfigError, MissingDependency, ResourceError
+        A task needs a package that is not installed, or the clustering of ``topics`` cannot be done here.
     RequestError
         ``topics`` is asked for without a store.
     """
@@ -205,7 +214,18 @@ def _load(name: str, task: Task, corpus: Corpus | None, config: Config) -> Ready
 def _topics(name: str, texts: Sequence[str], config: Config, labels: Any, *, documents: int, dropped: int) -> Ready:
     if not texts:
         raise InputError("--task topics must have documents. Got none instead.")
-    return Ready(name, "topics", lambda encode: topics(encode, texts, config, labels=labels, documents=documents), len(texts), dropped)
+    import torch
+
+    check_clustering(config.cluster)
+    check_device(config.cluster, torch.cuda.device_count())
+    return Ready(
+        name,
+        "topics",
+        lambda encode: topics(encode, texts, config, labels=labels, documents=documents),
+        len(texts),
+        dropped,
+        without=() if labels is not None else ("nmi",),
+    )
 
 
 def texts_of(text: str) -> list[str]:

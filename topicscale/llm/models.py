@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from topicscale.config import LlmConfig, fingerprint
+from topicscale.config import LlmConfig, cache_folder, fingerprint
 from topicscale.errors import MissingDependency, ModelError
 from topicscale.models import check_weights, digest_of, from_hub, read_json
 
@@ -63,8 +63,8 @@ def resolve(name: str) -> ResolvedLlm:
 
 
 def computed_in(config: LlmConfig) -> str:
-    """Return the number type that a model computes in, by torch's name."""
-    return "bfloat16" if config.dtype == "auto" else config.dtype
+    """Return the number type that a model computes in, by torch's name; auto where vLLM goes by the weights."""
+    return "bfloat16" if config.dtype == "auto" and backend(config) != "vllm" else config.dtype
 
 
 def identity(config: LlmConfig) -> str:
@@ -142,7 +142,7 @@ def is_unpacked(model: ResolvedLlm) -> bool:
 def _target(model: ResolvedLlm) -> Path:
     if not model.gguf:
         return model.path
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "topicscale" / "gguf" / model.revision
+    return cache_folder("gguf") / model.revision
 
 
 def quiet() -> None:

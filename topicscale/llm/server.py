@@ -411,7 +411,9 @@ def _why(error: Exception, key: str | None) -> str:
     if isinstance(error, http.client.RemoteDisconnected):
         return "the connection was closed before an answer"
     if isinstance(error, OSError) and error.strerror:
-        return f"the connection failed ({_safe(error.strerror, key, 100)})"
+        proxied = any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"))
+        beside = "; proxies of the environment are not used" if proxied else ""
+        return f"the connection failed ({_safe(error.strerror, key, 100)}{beside})"
     return f"no answer that can be read ({_safe(f'{type(error).__name__}: {error}', key, 100)})"
 
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from topicscale.errors import ConfigError, InputError
+from topicscale.finetune.in_batch import check_unread
 from topicscale.finetune.mining import mine, top
 from topicscale.finetune.recipe import Defaults, Kind, Recipe, Tools
 
@@ -72,6 +73,8 @@ class AugSbert(Recipe):
             transformer(options["cross_encoder_base"])
         if options["sampling"] == "semantic":
             resolve(options["retriever"])
+        else:
+            check_unread(self, options, ("retriever",), "with sampling: random")
 
     def examples(self, data: pa.Table, kind: Kind, options: Mapping[str, Any], *, base: str, seed: int, tools: Tools) -> pa.Table:
         """Return sentence1, sentence2 and ``label``, float64 in [0, 1]: gold, then silver. A pair that is gold is never silver."""

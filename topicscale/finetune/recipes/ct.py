@@ -41,6 +41,10 @@ class ContrastiveTension(Recipe):
     own_weights = True
     fresh = True
 
+    def unique(self, options: Mapping[str, Any]) -> bool:
+        """Return whether the batch's other texts are the negatives."""
+        return bool(options["negatives"] == "in-batch")
+
     def check(self, base: Any, options: Mapping[str, Any]) -> None:
         """Raise ConfigError where ``negatives``, ``k`` or ``scale`` is wrong."""
         if options["negatives"] not in NEGATIVES:
@@ -49,6 +53,8 @@ class ContrastiveTension(Recipe):
             )
         in_batch.check_number(self.name, options, "k", least=1, whole=True)
         in_batch.check_scale(self.name, options)
+        mode = options["negatives"]
+        in_batch.check_unread(self, options, ("scale",) if mode == "sampled" else ("k",), f"with negatives: {mode}")
 
     def examples(self, data: pa.Table, kind: Kind, options: Mapping[str, Any], *, base: str, seed: int, tools: Tools) -> pa.Table:
         """Return (first, second, label), as many rows as there are different texts; (text,) for in-batch negatives.

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from topicscale.config import FinetuneConfig, fingerprint
 from topicscale.errors import ConfigError, InputError
-from topicscale.finetune.in_batch import check_scale
+from topicscale.finetune.in_batch import check_scale, check_unread
 from topicscale.finetune.mining import top
 from topicscale.finetune.recipe import Defaults, Kind, Recipe, Tools
 from topicscale.finetune.recipes.augsbert import PACKAGED, cross_encoder_base
@@ -122,6 +122,7 @@ class Gpl(Recipe):
             if options["cross_encoder_base"] is not None:
                 transformer(options["cross_encoder_base"])
         else:
+            check_unread(self, options, ("cross_encoder_base", "cross_encoder_options"), "with cross_encoder")
             check_scorer(options["cross_encoder"])
         settings(options["cross_encoder_options"])
         checked(options["generation"])

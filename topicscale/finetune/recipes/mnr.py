@@ -14,11 +14,18 @@ import numpy as np
 import pyarrow as pa
 
 from topicscale.errors import ConfigError, InputError
-from topicscale.finetune.in_batch import check_number, check_scale
+from topicscale.finetune.in_batch import check_number, check_scale, check_unread
 from topicscale.finetune.mining import MODES, RELATIVE, mine
 from topicscale.finetune.recipe import Defaults, Kind, Recipe, Tools
 
 NEGATIVES = ("given", *MODES)
+_MINING: dict[str, tuple[str, ...]] = {
+    "given": (),
+    "easy": ("number",),
+    "semi-hard": ("number", "margin", "retriever"),
+    "hard": ("number", "margin", "max_similarity", "relative", "retriever"),
+}
+"""The options that each way to negatives reads; the last reads all."""
 
 
 class Mnr(Recipe):
@@ -40,13 +47,13 @@ class Mnr(Recipe):
         Also ask that a positive be more like its anchor than like the other anchors.
     negatives : {"given", "easy", "semi-hard", "hard"}
         Given: those that the data name; a pair without one, where others have one, gets a random text. Others: see
-        :func:`topicscale.finetune.mining.mine`, over all texts of the data.
+        :func:`topicscale.finetune.mining.mine`, over all texts of the data, negatives that these name among them.
     number : int
         Mined negatives a pair.
     margin, max_similarity, relative : float, optional
-        Limits of mining.
+        Limits of mining: for hard all, for semi-hard ``margin``.
     retriever : str, optional
-        Embedding model that mining searches with; None is the base.
+        Embedding model that both search with; None is the base.
     partners : int
         Pairs that each text of a class is the anchor of.
     mini_batch_size : int
@@ -88,6 +95,8 @@ class Mnr(Recipe):
         for option in ("number", "partners", "mini_batch_size"):
             if option in options and (not isinstance(options[option], int) or options[option] < 1):
                 raise ConfigError(f"{option} of the recipe {self.name} must be a number from 1. Got {options[option]!r} instead.")
+        mode = options["negatives"]
+        check_unread(self, options, [key for key in _MINING["hard"] if key not in _MINING[mode]], f"with negatives: {mode}")
 
     def examples(self, data: pa.Table, kind: Kind, options: Mapping[str, Any], *, base: str, seed: int, tools: Tools) -> pa.Table:
         """Return anchor, positive, any negatives, and for classes ``label``: the class's number, int64, or with negatives a list of
@@ -113,11 +122,12 @@ class Mnr(Recipe):
             raise InputError(f"The recipe {self.name} found no pair of two different texts in the data: {_NEEDS[kind]}.")
         anchors, positives = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         columns: dict[str, Any] = {"anchor": anchors, "positive": positives}
-        mode = options["negatives"]
-        if mode == "given" and any(given):
-            columns |= self._mined(anchors, positives, classes, {**options, "negatives": "easy", "number": 1}, base, seed, tools, given)
-        elif mode != "given":
-            columns |= self._mined(anchors, positives, classes, options, base, seed, tools, [])
+        corpus = list(dict.fromkeys([*anchors, *positives, *(text for text in given if text)]))
+        if options["negatives"] != "given":
+            columns |= self._mined(anchors, positives, corpus, classes, options, base, seed, tools)
+        elif any(given):
+            drawn = self._mined(anchors, positives, corpus, classes, {**options, "negatives": "easy"}, base, seed, tools)["negative"]
+            columns["negative"] = [text or other for text, other in zip(given, drawn, strict=True)]
         if classes:
             number = {label: i for i, label in enumerate(sorted(set(classes.values())))}
             known = [[number.get(classes.get(text or "", ""), -1) for text in row] for row in zip(*list(columns.values())[1:], strict=True)]
@@ -134,14 +144,13 @@ class Mnr(Recipe):
         self,
         anchors: list[str],
         positives: list[str],
+        corpus: list[str],
         classes: Mapping[str, str],
         options: Mapping[str, Any],
         base: str,
         seed: int,
         tools: Tools,
-        given: list[str | None],
     ) -> dict[str, list[str | None]]:
-        corpus = list(dict.fromkeys([*anchors, *positives, *(text for text in given if text)]))
         model = options["retriever"] or base
         found = mine(
             anchors,
@@ -156,10 +165,6 @@ class Mnr(Recipe):
             groups=([classes[text] for text in anchors], [classes[text] for text in corpus]) if classes else None,
             seed=seed,
         )
-        if given:
-            return {
-                "negative": [text or (corpus[row] if row >= 0 else None) for text, row in zip(given, found[:, 0].tolist(), strict=True)]
-            }
         names = ["negative"] if options["number"] == 1 else [f"negative_{i + 1}" for i in range(options["number"])]
         return {name: [corpus[row] if row >= 0 else None for row in found[:, i].tolist()] for i, name in enumerate(names)}
 

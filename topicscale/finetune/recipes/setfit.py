@@ -52,6 +52,8 @@ class SetFit(Recipe):
         in_batch.check_scale(self.name, options)
         if options["iterations"] is not None and options["pairs_per_class"] is not None:
             raise ConfigError("The recipe setfit takes one of the options iterations and pairs_per_class. Got both instead.")
+        if options["loss"] == "cosine":
+            in_batch.check_unread(self, options, ("scale",), "with loss: cosine")
 
     def check_settings(self, base: Any, settings: FinetuneConfig, options: Mapping[str, Any]) -> None:
         """Raise ConfigError for cosine's loss with dot product."""

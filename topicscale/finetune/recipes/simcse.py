@@ -32,6 +32,7 @@ class SimCse(Recipe):
     kinds = ("texts",)
     defaults = Defaults(epochs=1, batch_size=64, learning_rate=3e-5, warmup=0.0, weight_decay=0.0, pooling="cls")
     options = {"scale": None}  # noqa: RUF012 (declared a ClassVar in Recipe)
+    no_duplicates = True
 
     def check(self, base: Any, options: Mapping[str, Any]) -> None:
         """Raise ConfigError where ``scale`` is not positive."""

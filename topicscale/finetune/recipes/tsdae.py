@@ -19,7 +19,8 @@ class Tsdae(Recipe):
     """Transformer-based sequential denoising auto-encoder (Wang, Reimers, Gurevych, Findings of EMNLP 2021, arXiv:2104.06979).
 
     60 % of a text's words are deleted, the rest is embedded, and a decoder that sees nothing of it but the embedding writes the
-    whole text. The decoder has the encoder's own weights (tied) plus cross-attention, which starts untrained.
+    whole text. The decoder has the encoder's own weights (tied) plus cross-attention, which starts untrained, and the language model's
+    head: a plain language model's own; a base that was saved as an embedding model has lost it, and its layers start untrained.
 
     Needs texts alone, and an architecture with cross-attention whose decoder has the encoder's layers (BERT, RoBERTa, XLM-RoBERTa,
     CamemBERT, ELECTRA, GPT-2 and others; not DistilBERT, MPNet or ModernBERT, which are no decoders, nor Llama, which ignores the
@@ -61,12 +62,11 @@ class Tsdae(Recipe):
         return pa.table({"damaged": pa.array(damaged, pa.string()), "original": pa.array(texts, pa.string())})
 
     def loss(self, model: Any, options: Mapping[str, Any], *, base: str, similarity: str, workers: int) -> Any:
-        """Return ``DenoisingAutoEncoderLoss`` with a tied decoder; layers that are frozen stay frozen."""
+        """Return ``DenoisingAutoEncoderLoss`` with a decoder of the encoder's own weights, frozen where those are."""
         from sentence_transformers.sentence_transformer.losses import DenoisingAutoEncoderLoss
 
         transformer = model.transformers_model
-        frozen = {name for name, weight in transformer.named_parameters() if not weight.requires_grad}
-        source, device = transformer.config._name_or_path, model.device
+        own, source = dict(transformer.named_parameters()), transformer.config._name_or_path
         # the loss reads its decoder from a folder by name: the base's own would miss cut layers, other dropout and added tokens
         with tempfile.TemporaryDirectory() as folder:
             transformer.save_pretrained(folder)
@@ -76,11 +76,33 @@ class Tsdae(Recipe):
                 loss = DenoisingAutoEncoderLoss(model)
             finally:
                 transformer.config._name_or_path = source
-        # tying puts the decoder's weights in the encoder's place, all of which are trained
-        for name, weight in transformer.named_parameters():
-            if name in frozen:
-                weight.requires_grad_(False)
-        return loss.to(device)
+        _give_head(loss.decoder, base)
+        # tied, the encoder has the decoder's weights: both get the encoder's own, which other losses may share
+        inner = loss.decoder.base_model
+        for name in own.keys() & dict(inner.named_parameters()).keys():
+            where, _, leaf = name.rpartition(".")
+            for part in (transformer, inner):
+                setattr(part.get_submodule(where), leaf, own[name])
+        loss.decoder.tie_weights()
+        return loss.to(model.device)
+
+
+def _give_head(decoder: Any, base: str) -> None:
+    """Copy what a base's files hold of a language model's head; the rest of the decoder stays as it is."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from topicscale.finetune.crossencoder import transformer
+
+    found: Any = AutoModelForCausalLM.from_pretrained(
+        transformer(base), config=decoder.config, local_files_only=True, use_safetensors=True, output_loading_info=True
+    )
+    language, told = found
+    inside, there = f"{decoder.base_model_prefix}.", dict(language.named_parameters())
+    with torch.no_grad():
+        for name, weight in decoder.named_parameters():
+            if not name.startswith(inside) and name not in told["missing_keys"]:
+                weight.copy_(there[name])
 
 
 RECIPES: dict[str, Recipe] = {"tsdae": Tsdae()}
