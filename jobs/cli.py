@@ -431,7 +431,7 @@ def _paths(option: str, given: str) -> list[str]:
     """Return the paths in what an option was given: NAME=PATH of inputs, KIND=PATH,PATH:COLUMNS of tasks."""
     if option == "inputs":
         return [given if os.path.isabs(given) else given.partition("=")[2] or given]
-    if option != "task":
+    if option not in ("task", "judge", "finetune.judges"):
         return [given]
     told = given.partition("=")[2]
     return [] if not told else [told] if "://" in told else [path.strip() for path in told.partition(":")[0].split(",")]
@@ -447,7 +447,7 @@ def _check_places(wanted: argparse.Namespace, *, sent: bool) -> None:
         values = _input_of(wanted) if wanted.command == "benchmark" else None
         config = load(file=getattr(wanted, "config", None), overrides=getattr(wanted, "set", []), values=values)
     # a model's name in the store is no path
-    files = ["ids", "reference", "task", "rates", "folder"]
+    files = ["ids", "reference", "task", "judge", "rates", "folder"]
     files += ["output"] if wanted.command != "finetune" or wanted.store is None else []
     files += ["input"] if wanted.command == "finetune" else []
     places = {f"--{name}": getattr(wanted, name, None) or [] for name in ("store", "input", "inputs", "from", "to", *files)}
@@ -455,16 +455,19 @@ def _check_places(wanted: argparse.Namespace, *, sent: bool) -> None:
         places["input.paths"] = config.input.paths
     if wanted.command == "finetune" and config.finetune.steps:
         places["finetune.steps"] = [path for step in parse(config.finetune) for part in step.parts for path in part.input]
+    if wanted.command == "finetune":
+        places["finetune.judges"] = config.finetune.judges
     for option, given in places.items():
         for path in [given] if isinstance(given, str) else given:
             for bare in _paths(option.removeprefix("--"), path):
                 storage.address(bare)
                 if "://" not in bare and not os.path.isabs(bare):
                     raise RequestError(f"{option} must be an absolute path or an address, as it is the cluster's. Got {path!r} instead.")
-                if "://" in bare and option.removeprefix("--") in (*files, "finetune.steps"):
+                if "://" in bare and option.removeprefix("--") in (*files, "finetune.steps", "finetune.judges"):
                     raise RequestError(f"{option} must be an absolute path: it is a file of the cluster's machines. Got {path!r} instead.")
     names = {f"--{option}": getattr(wanted, option, None) or [] for option in ("model", "base")}
-    names |= {"embedding.model": config.embedding.model, "llm.model": config.llm.model, "llm.prompt": config.llm.prompt or []}
+    names |= {"embedding.model": config.embedding.model, "finetune.base": config.finetune.base}
+    names |= {"llm.model": config.llm.model, "llm.prompt": config.llm.prompt or []}
     for option, given in names.items():
         for name in [given] if isinstance(given, str) else given:
             # what is in the folder that goes along is there, and a name alone that is a folder's here may be the store's

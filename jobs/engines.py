@@ -171,6 +171,7 @@ class Engines:
         self._brief = rows is not None and rows <= BRIEF
         self._spark: SparkSession | None = None
         self._our_spark = self._our_ray = False
+        self._theirs: SparkSession | None = None
         self._pool: Pool | None = None
         self._layout: Layout | None = None
         self._starting: threading.Thread | None = None
@@ -188,7 +189,8 @@ class Engines:
                 self._spark = kept
                 return kept
             began = time.monotonic()
-            self._our_spark = session.running() is None
+            self._theirs = session.running()
+            self._our_spark = self._theirs is None
             self._spark = session.start(
                 self._config.spark, brief=self._brief, remote=self._remote, timeout=self._config.ray.timeout, say=self._say
             )
@@ -274,6 +276,11 @@ class Engines:
                         runtime.stop()
                 self._ended.set()
                 self._starting.join()
+        if self._theirs is not None:
+            from spark import session
+
+            with contextlib.suppress(Exception):
+                session.activate(self._theirs)
         if self._spark is not None and self._our_spark:
             from spark import session
 

@@ -279,16 +279,16 @@ def _superseded(opened: Sequence[Input], leaves: Sequence[pa.Table]) -> dict[str
         Two inputs hold one state of a site and not the same topics: copies of its store that went different ways, or exports of such.
         Only one would count, or both would be mixed, without a word.
     """
-    held = [_states(rows) for rows in leaves]
-    first: dict[State, tuple[str, set[str], set[str]]] = {}
+    held = [(source, _states(rows)) for source, rows in zip(opened, leaves, strict=True)]
+    first: dict[State, tuple[str, set[str]]] = {}
     names: dict[State, set[str]] = {}
     best: dict[str, tuple[int, int]] = {}
-    for source, states in zip(opened, held, strict=True):
-        everything = set().union(*(keys for _, keys in states.values()))
+    for source, states in sorted(held, key=lambda one: is_merged(one[0].snapshot)):
         for state, (site, keys) in states.items():
-            other, theirs, all_theirs = first.setdefault(state, (source.store.uri, keys, everything))
-            # what two sites share is in a merge of both once, as one site's
-            if not (keys <= all_theirs and theirs <= everything):
+            merged = is_merged(source.snapshot)
+            # a merge may hold fewer, as what two sites share is there once, as one site's; two merges tell nothing of each other
+            other, theirs = (source.store.uri, keys) if merged and state not in first else first.setdefault(state, (source.store.uri, keys))
+            if not keys <= theirs or not (merged or theirs <= keys):
                 raise RequestError(
                     f"{other!r} and {source.store.uri!r} hold copies of one store (the same id) with different topics of {site!r}. Make "
                     "one of the copies anew: run into a new folder instead of a copied one."
@@ -297,7 +297,7 @@ def _superseded(opened: Sequence[Input], leaves: Sequence[pa.Table]) -> dict[str
             site_id, generation, least = state
             best[site_id] = max(best.get(site_id, (generation, -least)), (generation, -least))
     found: dict[str, list[str]] = {}
-    for source, states in zip(opened, held, strict=True):
+    for source, states in held:
         for (site_id, generation, _), (site, _) in states.items():
             newest, fullest = best[site_id]
             # an export beside its store is nothing to be told of

@@ -189,7 +189,7 @@ def _stages(job: Job, plan: inputs.InputPlan | None, fitted_batches: int) -> Sna
         "height": height,
         "failed": job.failed,
         "fitted_batches": fitted_batches,
-        "ingest": CODE["ingest"] if plan is not None else job.store.snapshots()[-1].summary.get("ingest"),
+        "ingest": CODE["ingest"] if plan is not None else next((s.summary.get("ingest") for s in job.store.snapshots()[-1:]), None),
         "fitted_at": datetime.now(UTC).isoformat(),
     }
     failed = {stage: sorted(units) for stage, units in job.failed.items()}

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from jobs.job import CODE, Job, Partition, new_run_id, opened
 from jobs.progress import Ui
 from jobs.run import Result, fit, validate
 from jobs.stages import add, cluster, embed, ingest, refine, represent, zeroshot
 from topicscale import registry
-from topicscale.config import Config, load
+from topicscale.config import ClusterConfig, Config, load
 from topicscale.documents import ID as POSITION
 from topicscale.errors import ConfigError, JobFailed, RequestError, StoreError
 from topicscale.inputs import InputPlan
@@ -64,12 +65,12 @@ def update(paths: Sequence[str], store: str | Path, *, overrides: Sequence[str] 
     with target.lock(run_id):
         base = target.pin()
         ingest.check_base(target, base)
-        if base.summary.get("ingest") != CODE["ingest"]:
-            raise StoreError(
-                f"The store {target.uri!r} was made by an earlier topicscale, which gave documents other ids: a batch's would not be known "
-                "again. Run its inputs into a new store: topicscale run --input ... --store ..."
-            )
         held = Config.from_dict(base.configuration)
+        if base.summary.get("ingest") != CODE["ingest"] and held.input.id_column is None:
+            raise StoreError(
+                f"The store {target.uri!r} was made by an earlier topicscale, which gave documents without an id column other ids: a "
+                "batch's would not be known again. Run its input into it again, or, where batches were added, all inputs into a new store."
+            )
         read = dataclasses.asdict(held.input) | {"paths": list(paths)}
         if held.input.id_column == POSITION:  # of documents that were in memory: those of a batch are in a file as any other
             read |= {"format": "auto", "id_column": None}
@@ -116,7 +117,7 @@ def update(paths: Sequence[str], store: str | Path, *, overrides: Sequence[str] 
 
 def _fitting(plan: InputPlan, target: Store) -> InputPlan:
     """Return the plan with the length of a store's vectors, which each of a batch's must have."""
-    wanted = next((len(vector) for vector in target.read("topics", ["reference_vector"])["reference_vector"].to_pylist() if vector), None)
+    wanted = pc.max(pc.list_value_length(target.read("topics", ["reference_vector"])["reference_vector"])).as_py() or None
     if wanted is not None and plan.dimension not in (None, wanted):
         raise RequestError(
             f"input.embedding_column must hold vectors of the store's length, {wanted}. Got vectors of length {plan.dimension} instead: "
@@ -139,7 +140,10 @@ def refit(store: str | Path, *, overrides: Sequence[str] = (), ui: Ui | None = N
     check(target)
     base = target.pin()
     held = Config.from_dict(base.configuration)
-    asked = load(values=held.to_dict(), overrides=overrides)
+    before = held.to_dict()
+    if held.cluster.reduction == "none" and held.cluster.algorithm == ClusterConfig.algorithm:
+        del before["cluster"]["algorithm"]  # the default of vectors as they are, which a reduction that is asked for has another of
+    asked = load(values=before, overrides=overrides)
     config = registry.located(asked, target)
     if config.embedding.model != asked.embedding.model and config.input.embedding_column is not None:
         raise RequestError(
@@ -231,8 +235,8 @@ def _batch(job: Job, base: Snapshot, batches: list[dict[str, Any]], number: int,
     if not base.summary["height"]:
         job.ui.log(
             "warning",
-            "The store was fitted on too few documents to tell what makes a topic, so that a batch brings none. Fit all documents anew: "
-            f"topicscale update --refit --store {job.store.uri}",
+            "When the store was fitted, no granularity of its topics was found (there were too few documents, or names took nearly all), "
+            f"so that a batch brings none. Fit all documents anew: topicscale update --refit --store {job.store.uri}",
         )
     found = add.extend(job, before, since, height=float(base.summary["height"]), names=names)
     assigned = refine.assign_prints(job, prints, job.print_of("add", base.generation, fp))

@@ -139,7 +139,9 @@ def _jsonl(
         lines = lines.where(F.length(F.trim(F.col("value"))) > 0)
     columns = list(plan.columns)
     if not columns:
-        found = spark.read.options(samplingRatio=1.0, mode="PERMISSIVE", encoding=plan.options["encoding"]).json(paths).schema.fields
+        # another encoding than UTF-8 is refused without lineSep
+        read = spark.read.options(samplingRatio=1.0, mode="PERMISSIVE", encoding=plan.options["encoding"], lineSep="\n")
+        found = read.json(paths).schema.fields
         columns = [InputColumn(field.name, kind_of(field.dataType)) for field in found if field.name != "_corrupt_record"]
         if not columns:
             raise InputError(f"Input {plan.paths[0]!r} must hold one JSON object a line.")

@@ -94,6 +94,8 @@ def start(
                 "`python -m spark.jars --list` names in spark.jars, spark.sql.extensions=io.delta.sql.DeltaSparkSessionExtension and "
                 "spark.sql.catalog.spark_catalog=org.apache.spark.sql.delta.catalog.DeltaCatalog."
             )
+        if not hasattr(theirs, "newSession"):  # one of Connect
+            return theirs
         # settings of its own: times are read in UTC, and what reading needs is not left behind
         ours = theirs.newSession()
         for key, value in {**theirs.conf.getAll, **{key: _SESSION[key] for key in _OWN}}.items():
@@ -141,6 +143,13 @@ def running() -> SparkSession | None:
         return active
     context = SparkContext._active_spark_context
     return None if context is None else SparkSession(context)  # that context's default one
+
+
+def activate(spark: SparkSession) -> None:
+    """Make a classic session the active one again: frames that are made of rows make their own active."""
+    if spark.getActiveSession() is not spark and hasattr(spark, "newSession"):
+        spark._jvm.SparkSession.setActiveSession(spark._jsparkSession)
+        type(spark)._activeSession = spark
 
 
 def stop(spark: SparkSession) -> None:

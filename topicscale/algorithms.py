@@ -24,6 +24,8 @@ Int64 = npt.NDArray[np.int64]
 
 REDUCTIONS = ("none", "pca", "umap", "cuml_umap")
 ALGORITHMS = ("evoc", "hdbscan", "fast_hdbscan", "kmeans", "cuml_hdbscan")
+SIZES = ("min_cluster_size", "base_min_cluster_size")
+"""What a clustering calls its smallest topic."""
 CUML_NEIGHBOURS = 1023
 """The most ``min_samples`` that cuML's HDBSCAN takes."""
 PERSISTENCE = 0.75
@@ -54,11 +56,12 @@ def check(config: ClusterConfig) -> None:
     _check_one("cluster.algorithm", config.algorithm, ALGORITHMS, "fit_predict")
     _check_parameters("cluster.reduction_params", config.reduction, config.reduction_params)
     _check_parameters("cluster.params", config.algorithm, config.params)
-    for key in ("min_cluster_size", "base_min_cluster_size"):
-        if key in config.params:  # as a parameter it would be as large in a sample's parts as in partitions
+    for key in SIZES:
+        if isinstance(config.params.get(key), int):  # as a parameter it would be as large in a sample's parts as in partitions
+            others = {name: value for name, value in config.params.items() if name != key}
             raise ConfigError(
                 f"cluster.params must leave {key} to topics.min_size, the smallest topic, or cluster.min_cluster_size, the smallest in a "
-                f"partition. Got {config.params[key]!r} instead."
+                f"partition. Got {config.params[key]!r} instead. Without it: --set 'cluster.params={others}'."
             )
 
 
@@ -201,8 +204,9 @@ def _construct(path: str, params: dict[str, Any], config: ClusterConfig, size: i
     accepted = inspect.signature(kind).parameters
     if "random_state" in accepted:
         params.setdefault("random_state", config.seed)
-    if size is not None and "min_cluster_size" in accepted:
-        params.setdefault("min_cluster_size", size)
+    for key in SIZES:
+        if size is not None and key in accepted:
+            params.setdefault(key, size)
     return kind(**params)
 
 

@@ -139,8 +139,8 @@ def _cuts(new: Members, old: Members, minimum: int, *, leaves: int) -> list[set[
     pairs = [(new, old)]
     if new.vectors is not None and old.vectors is not None:
         pairs.append((replace(new, texts=new.vectors), replace(old, texts=old.vectors)))
-    sizes = np.bincount(old.leaves)
-    small = 1 + leaves + np.flatnonzero((sizes > 0) & (sizes < minimum))
+    told = alone(old, leaves=int(old.leaves.max(initial=-1)) + 1)
+    small = 1 + leaves + np.flatnonzero((told > 0) & (told < minimum))
     for one, other in pairs:
         nodes, first, second, weight = _edges(one, other, leaves=leaves)
         group, torn = _followed(nodes, first, second, weight, small)
@@ -151,7 +151,7 @@ def _cuts(new: Members, old: Members, minimum: int, *, leaves: int) -> list[set[
 
 
 def _followed(nodes: int, first: Int64, second: Int64, weight: Float64, small: Int64) -> tuple[Int64, set[int]]:
-    """Return the node that each node goes with, and new leaves that share a small old leaf which goes with none.
+    """Return the node that each node goes with, and new leaves that share an old leaf that told of few and goes with none.
 
     A small old leaf goes with the node that at least half of it is in. To the side of that one it can be moved in every narrow cut, which
     gets no heavier; if nothing of the cut is left then, it was the small leaf alone that it told of.

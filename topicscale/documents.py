@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from topicscale.config import InputConfig
-from topicscale.errors import InputError
-from topicscale.files import Folder
+from topicscale.errors import InputError, StoreLocked
+from topicscale.files import Folder, said
 from topicscale.storage import spelt
 from topicscale.store import LOCK, WORK, Store
 
@@ -87,7 +87,7 @@ def staged(documents: Any, embeddings: Any, config: InputConfig, store: str) -> 
     if hasattr(documents, "write") and hasattr(documents, "schema"):  # a Spark data frame, classic or Connect
         if embeddings is not None:
             raise InputError("embeddings cannot be given with a Spark data frame. Name its column: input.embedding_column.")
-        with _spark_frame(documents, Store(store, create=True).files) as path:
+        with _spark_frame(documents, Store(store, create=True)) as path:
             yield dataclasses.replace(config, paths=(path,), format="auto"), None
         return
     if config.id_column is not None:
@@ -114,23 +114,42 @@ def staged(documents: Any, embeddings: Any, config: InputConfig, store: str) -> 
 
 
 @contextlib.contextmanager
-def _spark_frame(frame: Any, files: Folder) -> Iterator[str]:
+def _place(target: Store, name: str) -> Iterator[None]:
+    """Hold a folder of the store for documents, and remove it afterwards; those that fits have left that were killed go, too."""
+    with target.held(f"{name}/{LOCK}", "fit_transform"):
+        try:
+            for other in (f"{WORK}/{one}" for one in Folder(f"{target.uri}/{WORK}").listing() if one.startswith("input-")):
+                if other != name:
+                    with contextlib.suppress(StoreLocked), target.held(f"{other}/{LOCK}", "fit_transform"):
+                        target.files.clear(other)
+            yield
+        finally:
+            target.files.clear(name)
+
+
+@contextlib.contextmanager
+def _spark_frame(frame: Any, target: Store) -> Iterator[str]:
     """Yield the folder that a Spark data frame's rows were written to."""
-    name = f"{WORK}/input-{uuid.uuid4().hex}"
-    try:
-        frame.write.parquet(spelt(f"{files.uri}/{name}"))
-        context = getattr(frame.sparkSession, "sparkContext", None)  # Connect has none
-        if context is None or not context.master.startswith("local"):
-            # each executor has written its rows to what goes by that path on its own machine
-            there = sum(pq.read_metadata(files.open(f.name)).num_rows for f in files.files(name) if f.name.endswith(".parquet"))
-            if there != (wanted := frame.count()):
-                raise InputError(
-                    f"The store must be in a folder that this machine and all of Spark's share. Of {wanted:,} rows of the data frame "
-                    f"{there:,} can be seen in {files.uri!r}. Name another store (docs/clusters.md)."
-                )
-        yield f"{files.uri}/{name}"
-    finally:
-        files.clear(name)
+    from pyspark.sql import Observation
+    from pyspark.sql import functions as F
+
+    files, name = target.files, f"{WORK}/input-{uuid.uuid4().hex}"
+    rows, counted = f"{name}/rows", Observation()
+    with _place(target, name):
+        try:
+            frame.observe(counted, F.count(F.lit(1)).alias("rows")).write.parquet(spelt(f"{files.uri}/{rows}"))
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] not in ("py4j", "pyspark"):
+                raise
+            raise InputError(f"The data frame cannot be written to {files.uri!r}: {said(error)}") from error
+        # each executor has written its rows to what goes by that path on its own machine
+        there = sum(pq.read_metadata(files.open(f.name)).num_rows for f in files.files(rows) if f.name.endswith(".parquet"))
+        if there != (wanted := counted.get["rows"]):
+            raise InputError(
+                f"The store must be in a folder that this machine and all of Spark's share. Of {wanted:,} rows of the data frame "
+                f"{there:,} can be seen in {files.uri!r}. Name another store (docs/clusters.md)."
+            )
+        yield f"{files.uri}/{rows}"
 
 
 @contextlib.contextmanager
@@ -147,15 +166,12 @@ def _parquet(table: pa.Table, store: str) -> Iterator[str]:
         made.seek(0)
         target = Store(store, create=True)
         files, file = target.files, f"{name}/input.parquet"
-        with target.held(f"{name}/{LOCK}", "fit_transform"):
-            try:
-                with files.sink(file) as sink:
-                    shutil.copyfileobj(made, sink, 2**20)
-                if files.path is not None:
-                    os.utime(files.path / file, (0, 0))
-                yield f"{files.uri}/{file}"
-            finally:
-                files.clear(name)
+        with _place(target, name):
+            with files.sink(file) as sink:
+                shutil.copyfileobj(made, sink, 2**20)
+            if files.path is not None:
+                os.utime(files.path / file, (0, 0))
+            yield f"{files.uri}/{file}"
 
 
 def _lists(vectors: npt.NDArray[np.float32], *, block: int = _BLOCK) -> pa.ChunkedArray:
@@ -196,7 +212,10 @@ def _arrow(documents: Any) -> Any:
     """Return what hands its data on by Arrow's protocol (polars, DuckDB) as a table or an array of pyarrow's, and others as they are."""
     if not hasattr(documents, "__arrow_c_stream__") or isinstance(documents, (pa.Table, pa.ChunkedArray, pd.DataFrame, pd.Series)):
         return documents
-    found = pa.chunked_array(documents)
+    try:
+        found = pa.chunked_array(documents)
+    except pa.ArrowException as error:
+        raise InputError(_column_at_fault(error)) from error
     return pa.Table.from_struct_array(found) if pa.types.is_struct(found.type) else found
 
 

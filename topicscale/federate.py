@@ -94,15 +94,15 @@ def unite(site_topics: Sequence[pa.Table], pilots: Sequence[pa.Table], written: 
     fullest: dict[str, int] = {}
     for site, least in zip(rows["site_id"].to_pylist(), rows["min_documents"].to_pylist(), strict=True):
         fullest[site] = min(least, fullest.get(site, least))
-    sites, least = rows["site_id"].to_pylist(), rows["min_documents"].to_pylist()
-    rows = rows.filter(pa.array([fullest[s] == m for s, m in zip(sites, least, strict=True)], pa.bool_()))
+    rows = _fullest(rows, fullest)
     for column in ("site", "label"):  # other people's text: it is shown in terminals and pages
         shown = pa.array([one_line(text) for text in rows[column].to_pylist()], pa.string())
         rows = rows.set_column(rows.schema.get_field_index(column), column, shown)
     rows, keys = _distinct_leaves(rows)
     models = rows["embedding_model"].to_pylist()
     spaces = dict(sorted(set(zip(_spaces(rows), models, strict=True))))
-    return Union(rows, keys, _distinct_pilots(found), spaces, _written(rows, site_topics, written))
+    counted = [_fullest(_newest(table, newest), fullest) for table in site_topics]
+    return Union(rows, keys, _distinct_pilots(found), spaces, _written(rows, counted, written))
 
 
 def _written(rows: pa.Table, site_topics: Sequence[pa.Table], written: Sequence[Mapping[str, str]]) -> dict[str, str]:
@@ -270,6 +270,11 @@ def _newest(table: pa.Table, newest: dict[str, int]) -> pa.Table:
     return table.filter(pa.array(current, pa.bool_()))
 
 
+def _fullest(table: pa.Table, fullest: dict[str, int]) -> pa.Table:
+    current = [fullest[s] == m for s, m in zip(table["site_id"].to_pylist(), table["min_documents"].to_pylist(), strict=True)]
+    return table.filter(pa.array(current, pa.bool_()))
+
+
 def _distinct_leaves(rows: pa.Table) -> tuple[pa.Table, tuple[str, ...]]:
     """Return the rows in canonical order, leaves of equal content once, and each one's content key."""
     keys = content_keys(rows)
@@ -317,7 +322,8 @@ def fingerprint(union: Union, *options: Any) -> str:
         for chunk in union.rows[name].chunks:
             _digest_map(digest, chunk)
     digest.update(repr(union.pilots["pilot_key"].to_pylist()).encode())
-    digest.update(repr(sorted(union.written.items())).encode())
+    if union.written:
+        digest.update(repr(sorted(union.written.items())).encode())
     return digest.hexdigest()[:32]
 
 

@@ -97,9 +97,16 @@ def inspect(config: InputConfig) -> InputPlan:
         return InputPlan(tuple(paths), chosen, (), options, fingerprint=uuid.uuid4().hex)
     sizes = {path: size for path, (size, _) in found.items()}
     paths = [path for path in paths if sizes[path]]
-    heads = {path: sample_file(path, chosen, options) for path in paths[:_CHECKED]}
-    paths = [path for path in paths if path not in heads or heads[path].columns]
-    samples = [heads[path] for path in paths if path in heads]
+    samples: list[Sample] = []
+    blank = set()
+    for path in paths:
+        if (head := sample_file(path, chosen, options)).columns:
+            samples.append(head)
+        else:
+            blank.add(path)
+        if len(samples) == _CHECKED:
+            break
+    paths = [path for path in paths if path not in blank]
     if not samples:
         raise InputError(f"Every input file is empty: {_few(list(sizes))}.")
     columns = _agreed_columns(paths, samples, chosen)
@@ -262,17 +269,19 @@ def _expand(given: str) -> Iterator[tuple[str, tuple[int, int]]]:
 
 
 def _inside(folder: str) -> Iterator[str]:
-    """Yield the files in a folder and in the folders in it, also in those that links lead to, each of which is entered once."""
-    entered = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(place)) in entered:
-            folders.clear()
-            continue
-        entered.add(real)
-        _check_no_table(place, folders)
-        folders[:] = sorted(name for name in folders if not name.startswith(_HIDDEN))
-        paths = (os.path.join(place, name) for name in names if not name.startswith(_HIDDEN))
-        yield from filter(os.path.isfile, paths)
+    """Yield the files in a folder and in the folders in it, then in those that links lead to: each is entered once, by its own name."""
+    entered, links = set(), [folder]
+    while links:
+        for place, folders, names in os.walk(links.pop(0)):
+            if (real := os.path.realpath(place)) in entered:
+                folders.clear()
+                continue
+            entered.add(real)
+            _check_no_table(place, folders)
+            folders[:] = sorted(name for name in folders if not name.startswith(_HIDDEN))
+            links += filter(os.path.islink, (os.path.join(place, name) for name in folders))
+            paths = (os.path.join(place, name) for name in names if not name.startswith(_HIDDEN))
+            yield from filter(os.path.isfile, paths)
 
 
 def _check_no_table(folder: str, names: Collection[str]) -> None:
@@ -288,6 +297,10 @@ def _folders(found: Iterable[tuple[str, str]]) -> tuple[str, ...]:
         whole = given if "://" in given else os.path.abspath(os.path.expanduser(given))
         parts |= {*PurePosixPath(path).parent.parts} - {*PurePosixPath(whole).parts}
     return tuple(sorted({name for name, sign, _ in (part.partition("=") for part in parts) if name and sign}))
+
+
+_NAMED_BY_CONTENT = re.compile(r"/_work/input-[0-9a-f]{32}/input\.parquet$")
+"""Documents that were in memory (see :mod:`topicscale.documents`): when they were put there says nothing of them."""
 
 
 def _check_shown(path: str) -> None:
@@ -310,7 +323,7 @@ def _expand_remote(given: str, place: storage.Address) -> Iterator[tuple[str, tu
         folder = Folder(given)
         if (alone := folder.find()) is not None:
             _check_shown(folder.uri)
-            yield folder.uri, (alone.size, alone.changed)
+            yield folder.uri, (alone.size, 0 if _NAMED_BY_CONTENT.search(folder.uri) else alone.changed)
             return
         if folder.exists("_delta_log"):
             yield folder.uri, (0, 0)
@@ -325,7 +338,8 @@ def _expand_remote(given: str, place: storage.Address) -> Iterator[tuple[str, tu
         fits = re.compile(f"{_pattern(wild.rstrip('/'))}(?:/.*)?" if wild else ".*", re.DOTALL)
         inside = [file for file in root.files(deep=True) if fits.fullmatch(file.name)]
         for below in {PurePosixPath(file.name).parent for file in inside}:
-            _check_no_table(f"{root.uri}/{below.parent}".removesuffix("/."), [below.name])
+            if not _hidden(below.parent):
+                _check_no_table(f"{root.uri}/{below.parent}".removesuffix("/."), [below.name])
         inside = [file for file in inside if not _hidden(PurePosixPath(file.name))]
     except StoreError as error:
         raise InputError(f"Input {given!r} cannot be read: {error}") from error

@@ -100,7 +100,7 @@ class Outgoing:
             raise RequestError(f"No topic of {self.source.uri!r} can be told apart from the others by its terms, so nothing may leave.")
         told = core.pilots(self.source.read("pilots"), released, self.minimum)
         suppressed = core.coarse(len(np.setdiff1d(self.documents.documents, inside.documents)), self.minimum)
-        summary = self._summary(released, suppressed)
+        summary = self._summary(released, suppressed, [self.ledger.entries[index] for index, _ in again])
         self._write(released, told, summary, generation=self.snapshot.generation)
         entry = self._record(released, keys, inside, self.documents, self.snapshot.generation)
         removed = bool(len(np.setdiff1d(inside.documents, self.documents.documents)))
@@ -154,12 +154,14 @@ class Outgoing:
         members = earlier.members()
         removed = bool(len(np.setdiff1d(members.documents, self.documents.documents)))
         told: dict[str, Any] = {"held_back": 0, "answered": earlier.number, "holds_removed": removed}
-        if (generation, self.minimum, self.site) == (earlier.generation, earlier.minimum, earlier.site) and released.equals(old):
+        summary = self._summary(released, suppressed, [earlier])
+        alike = released.equals(old) and summary["written"] == before.summary.get("written", {})
+        if (generation, self.minimum, self.site) == (earlier.generation, earlier.minimum, earlier.site) and alike:
             return earlier, self._found(earlier, released, suppressed, **told)
         left = set(core.content_keys(released))
         kept = [leaf for leaf, key in enumerate(earlier.keys) if key in left]
         pilots = core.pilots(store.read("pilots"), released, self.minimum)
-        self._write(released, pilots, self._summary(released, suppressed), generation=generation)
+        self._write(released, pilots, summary, generation=generation)
         # what it was made from are the earlier one's documents: otherwise few a day would never become K
         entry = self._record(released, [earlier.keys[i] for i in kept], _renumbered(members, kept), earlier.documents(), generation)
         return entry, self._found(entry, released, suppressed, **told)
@@ -184,9 +186,16 @@ class Outgoing:
         number = self.snapshot.generation if generation is None else generation
         return core.named(released, site=self.site, site_id=self.source.site_id, generation=number).cast(released.schema)
 
-    def _summary(self, released: pa.Table, suppressed: str) -> dict[str, Any]:
+    def _summary(self, released: pa.Table, suppressed: str, again: Sequence[Entry]) -> dict[str, Any]:
+        """Return what an export tells of itself; ``again``: the exports of which leaves are given again, with the labels that they had."""
         sizes = topic_sizes(released)
         total = sum(released["size"].to_pylist())
+        told: dict[str, str] = {}
+        for entry in again:
+            told |= Store(entry.store).pin(exports=True).summary.get("written", {})
+        today = set(self.leaves["label"].to_pylist())
+        told = {label: aspect for label, aspect in told.items() if label not in today} | written(self.source)
+        labels = set(released["label"].to_pylist())
         return {
             "documents": total,
             "partitions": 0,
@@ -195,7 +204,7 @@ class Outgoing:
             "space": released["embedding_space"][0].as_py(),
             "model": released["embedding_model"][0].as_py(),
             # what a person named has more weight in a merge
-            "written": {label: aspect for label, aspect in sorted(written(self.source).items()) if label in released["label"].to_pylist()},
+            "written": {label: aspect for label, aspect in sorted(told.items()) if label in labels},
             "export": {"min_documents": int(released["min_documents"][0].as_py()), "suppressed": suppressed},
         }
 

@@ -324,7 +324,7 @@ class Store:
         """
         handle = self.table(name, version=self._version(name, version))
         only = None if partitions is None else [(PARTITION, "in", list(partitions))]
-        with self._there():
+        with self._there(version):
             return handle.to_pyarrow_dataset(file_pruning_predicate=only).to_table(columns=list(columns) if columns is not None else None)
 
     def select(self, name: str, columns: Sequence[str], rows: Any) -> pa.Table:
@@ -336,19 +336,19 @@ class Store:
     def read_batches(self, name: str, columns: Sequence[str] | None = None, *, version: int | None = None) -> Iterator[pa.RecordBatch]:
         """Yield what :meth:`read` returns batch by batch, so that a reader's memory does not grow with the corpus."""
         dataset = self.table(name, version=self._version(name, version)).to_pyarrow_dataset()
-        with self._there():
+        with self._there(version):
             # read-ahead is what makes a scanner's memory grow
             yield from dataset.scanner(
                 columns=list(columns) if columns is not None else None, batch_readahead=2, fragment_readahead=1
             ).to_batches()
 
     @contextlib.contextmanager
-    def _there(self) -> Iterator[None]:
+    def _there(self, version: int | None = None) -> Iterator[None]:
         """Say of files that are missing whose they were: while a generation is open, `forget` or a vacuum may delete it."""
         try:
             yield
         except FileNotFoundError as error:
-            if self._pinned is None:
+            if self._pinned is None or version is not None:
                 raise
             raise StoreError(
                 f"Files of generation {self._pinned.generation} of {self.uri!r} were removed, as `forget` removes those of older "

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from topicscale.algorithms import SIZES
 from topicscale.bertopic.lacking import PARAMETERS
 from topicscale.errors import RequestError
 
@@ -37,8 +38,6 @@ _UNUSED = {
 """A vectoriser's parameters that cannot be met, and the one value of each that asks for nothing."""
 _USED = frozenset(("ngram_range", "stop_words", "lowercase", "min_df", "input", "encoding", "decode_error", "dtype"))
 """Parameters that are met, or that are about files and numbers alone."""
-_SIZES = ("min_cluster_size", "base_min_cluster_size")
-"""What a clustering calls its smallest topic: it is ``topics.min_size``, of which partitions and samples have their shares."""
 _ALGORITHMS = {
     ("hdbscan", "HDBSCAN"): "hdbscan",
     ("fast_hdbscan", "HDBSCAN"): "fast_hdbscan",
@@ -67,8 +66,10 @@ def configuration(
         )
     if hdbscan_model is not None:
         name, params = _described(hdbscan_model, _ALGORITHMS, "hdbscan_model")
-        found.setdefault("cluster", {}).update({"algorithm": name, "params": {k: v for k, v in params.items() if k not in _SIZES}})
-        if sizes := [params[key] for key in _SIZES if params.get(key) is not None]:
+        # of a topic's size, partitions and samples have their shares
+        sizes = [params.pop(key) for key in SIZES if isinstance(params.get(key), int)]
+        found.setdefault("cluster", {}).update({"algorithm": name, "params": params})
+        if sizes:
             found["topics"] = {"min_size": sizes[0]}
     if vectorizer_model is not None:
         found["terms"] = _vectorizer(vectorizer_model)
@@ -153,7 +154,7 @@ def _described(model: Any, known: Mapping[tuple[str, str], str], parameter: str)
         key: value
         for key, value in model.get_params(deep=False).items()
         # by their look: defaults may be objects that equal nothing (joblib's Memory in HDBSCAN)
-        if key in (*_OURS, *_SIZES) or key not in defaults or (type(value), repr(value)) != (type(defaults[key]), repr(defaults[key]))
+        if key in (*_OURS, *SIZES) or key not in defaults or (type(value), repr(value)) != (type(defaults[key]), repr(defaults[key]))
     }
     for key, value in changed.items():
         if isinstance(value, np.generic):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 LONGEST = 200
@@ -11,6 +12,7 @@ UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 VISIBLE = r"[^\s\x00-\x1f\x7f-\x9f\u200b-\u200f\u2060\ufeff\ufffd]"
 """A character that is neither space, control, nor one of the marks that show nothing: a text needs one. Python and, after ``(?U)``, Java
 read it alike."""
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _COMMANDS = ("Cc", "Cs", "Zl", "Zp")
 _OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -27,5 +29,6 @@ def one_line(text: str | None) -> str:
 
 
 def printable(text: str) -> str:
-    """Return lines for a terminal, U+FFFD in the place of what it would take for commands."""
+    """Return lines for a terminal without colours, a line for each that overwrites another, and U+FFFD in the place of other commands."""
+    text = _COLOUR.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
     return "".join("\ufffd" if c not in "\n\t" and commands(c) else c for c in text)

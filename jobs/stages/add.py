@@ -108,7 +108,7 @@ def extend(job: Job, base: Base, partitions: list[str], *, height: float, names:
     partitions : list of str
         Partitions of those batches.
     height : float
-        The granularity that the store was merged at.
+        The granularity that the store was merged at; 0 where none was found, and no topic is.
     """
     rows = job.store.read("local_topics", ["partition_id", "local_topic", "size", "vector_sum"], partitions=partitions)
     rows = rows.sort_by([("partition_id", "ascending"), ("local_topic", "ascending")])
@@ -127,6 +127,8 @@ def extend(job: Job, base: Base, partitions: list[str], *, height: float, names:
         height=height,
         min_size=job.config.topics.min_size,
     )
+    if not height:  # which joins nothing: every local topic would be one
+        fresh = []
     groups = {topic_key(leaves[first[members]].tolist()): np.flatnonzero(np.isin(alike, members)) for members in fresh}
     # a topic that is there and took no document, of which no mass tells
     groups = {key: members for key, members in groups.items() if key not in topics.keys}

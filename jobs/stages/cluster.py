@@ -90,8 +90,10 @@ def cluster_for(
 
 def pilot_print(job: Job, embedded: dict[str, str], partitions: int) -> str:
     """Return the fingerprint of the pilot."""
-    topics, names = job.config.topics, zeroshot.parts_of(job)
-    return job.print_of("calibrate", sorted(embedded.items()), job.config.cluster, topics.min_size, topics.rounds, partitions, *names)
+    topics, beside = job.config.topics, zeroshot.parts_of(job)
+    if job.config.cluster.min_cluster_size is not None:
+        beside = (*beside, "in parts of their own size")
+    return job.print_of("calibrate", sorted(embedded.items()), job.config.cluster, topics.min_size, topics.rounds, partitions, *beside)
 
 
 def calibrate(job: Job, partitions: list[Partition], embedded: dict[str, str], space: str, names: Names | None) -> float:

@@ -27,7 +27,7 @@ from topicscale.finetune import steps as plans
 from topicscale.finetune.recipe import Kind
 from topicscale.finetune.steps import Part, Step
 from topicscale.finetune.training import Part as TrainingPart
-from topicscale.finetune.training import Training, total_steps
+from topicscale.finetune.training import Training, begun_with, total_steps
 from topicscale.store import Store
 
 
@@ -244,8 +244,10 @@ def train_step(
     tuned = config.finetune
     if not (work / "model").is_dir():
         gpus, started = tutors.gpus(), bases.inspect(base)
-        workers = workers_of(step, tuned.workers, int(gpus))
-        if step.parallel and tuned.workers is None and workers < int(gpus):
+        begun = begun_with(work)  # what goes on does so with as many, where there are
+        workers = begun if begun is not None and tuned.workers is None and begun <= max(1, int(gpus)) else None
+        workers = workers or workers_of(step, tuned.workers, int(gpus))
+        if step.parallel and tuned.workers is None and begun is None and workers < int(gpus):
             ui.log(
                 "warning",
                 f"{label}: {int(gpus) - workers} of {int(gpus)} GPUs are left over, since each worker has the same share of a batch. "

@@ -12,6 +12,7 @@ import pytest
 
 from tests.command import topicscale
 from topicscale.store import Store
+from topicscale.texts import printable
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,6 +69,7 @@ def test_an_error_commands_no_terminal(tmp_path) -> None:
     done = topicscale("status", "--store", str(tmp_path / "\x9b2Jnews\u202e"))
     assert (done.returncode, "\ufffd2Jnews\ufffd" in done.stderr) == (2, True)
     assert not {"\x9b", "\u202e"} & set(done.stderr)
+    assert printable("\x1b[36mray\x1b[0m 10%\r20%\r\n\x1b]0;mine\x07") == "ray 10%\n20%\n\ufffd]0;mine\ufffd"
 
 
 def test_dry_run_prints_the_plan(tickets, tmp_path) -> None:

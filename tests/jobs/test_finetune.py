@@ -358,7 +358,7 @@ GPL = {"recipe": "gpl"}
 )
 def test_what_cannot_be_done_is_said_before_anything_starts(steps, changes, error, message, scored, tmp_path) -> None:
     if "judges" in changes:
-        changes = {"judges": [judge.format(scored=scored) for judge in changes["judges"]]}
+        changes = {**changes, "judges": [judge.format(scored=scored) for judge in changes["judges"]]}
     if GPL in steps:
         steps = [{**GPL, "cross_encoder_data": {"input": str(scored)}}]
     asked = config.load(values={"finetune": {"steps": steps, **changes}})

@@ -248,8 +248,9 @@ def test_a_store_that_gave_other_ids_is_refused(base, inputs, tmp_path) -> None:
     shutil.copytree(base, store)
     snapshot = Store(store).pin()
     summary = {key: value for key, value in snapshot.summary.items() if key != "ingest"}
-    Store(store).publish(configuration=snapshot.configuration, summary=summary)
-    with pytest.raises(StoreError, match="earlier topicscale, which gave documents other ids"):
+    without = {**snapshot.configuration, "input": {**snapshot.configuration["input"], "id_column": None}}
+    Store(store).publish(configuration=without, summary=summary)
+    with pytest.raises(StoreError, match="earlier topicscale, which gave documents without an id column other ids"):
         update([str(inputs["sport"])], store, ui=QUIET)
 
 
@@ -283,6 +284,15 @@ def test_a_new_topic_takes_its_own_documents_and_is_made_once() -> None:
     assert np.mean(taken == 1) > 0.5
     empty = Sums(np.array([0, 100, 0]), np.concatenate([base.sums.vector_sums, np.zeros((1, 16))]))
     assert add.extend(job, add.Base([], found.topics, empty), ["p"], height=1e-3, names=None).new == []
+
+
+def test_where_no_granularity_was_found_no_topic_is() -> None:
+    leaves = [{"partition_id": "p", "local_topic": i, "size": 40, "vector_sum": (40 * np.eye(16)[1 + i]).tolist()} for i in range(2)]
+    store = SimpleNamespace(read=lambda *_, **__: pa.Table.from_pylist(leaves))
+    job = SimpleNamespace(store=store, config=config.Config.from_dict({"topics": {"min_size": 5}}))
+    none = Topics([], np.zeros((0, 16), np.float32), np.float32([]), np.float32([]), np.zeros(0, np.int64), np.zeros(0, np.int64), [])
+    base = add.Base([], none, Sums(np.zeros(1, np.int64), np.zeros((1, 16))))
+    assert add.extend(job, base, ["p"], height=0.0, names=None).new == []
 
 
 def test_the_same_texts_day_by_day_become_a_topic() -> None:

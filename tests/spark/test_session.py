@@ -6,10 +6,12 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pyspark
 import pytest
+from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from spark import session
@@ -123,8 +125,21 @@ def test_a_session_of_ones_own_keeps_its_settings_and_is_found_by_every_thread(s
         assert moment == 1714521600, "midnight in UTC"
         assert spark.conf.get("spark.sql.session.timeZone") == "Asia/Tokyo"
         assert ours.sparkContext is spark.sparkContext
+        spark.conf.set("fs.s3a.endpoint", "http://127.0.0.1:9")  # told when their session ran already
+        assert session.start(SparkConfig()).conf.get("fs.s3a.endpoint") == "http://127.0.0.1:9"
+        ours.createDataFrame([(1,)], "a int")
+        assert SparkSession.getActiveSession() is ours
+        session.activate(spark)
+        assert SparkSession.getActiveSession() is spark
     finally:
+        spark.conf.unset("fs.s3a.endpoint")
         spark.conf.set("spark.sql.session.timeZone", "UTC")
+
+
+def test_a_session_of_connect_is_taken_as_it_is(monkeypatch):
+    theirs = SimpleNamespace()
+    monkeypatch.setattr(session, "running", lambda: theirs)
+    assert session.start(SparkConfig()) is theirs
 
 
 def test_another_pyspark_on_the_path_is_named(monkeypatch):

@@ -101,6 +101,14 @@ def test_a_small_topic_of_a_smaller_k_that_grew_enough_leaves() -> None:
         assert stale.withheld == (set() if leaves else {0})
 
 
+def test_a_large_topic_that_tells_little_beside_another_stops_nothing_under_a_larger_k() -> None:
+    shared = list(range(23))
+    old = members({0: [*shared, *range(23, 30)], 1: [*shared, *range(100, 140)], 2: list(range(200, 240))})
+    new = members({0: [*range(23, 30), *range(300, 330)], 1: list(range(100, 140)), 2: list(range(200, 240))})
+    # seven of the first are in no other: 5 let them be told, and they are told now whatever comes of 10
+    assert settle(new, [old], 10, leaves=3).withheld != {0, 1, 2}
+
+
 @given(st.integers(0, 10**6), st.integers(3, 9), st.floats(0.2, 1.0), st.integers(2, 14))
 @settings(max_examples=300, deadline=None)
 def test_a_narrow_cut_is_found_if_and_only_if_there_is_one(seed, nodes, density, limit) -> None:

@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyspark.sql import DataFrameWriter
 
 from topicscale.config import InputConfig
 from topicscale.documents import ID, VECTOR, _lists, staged, texts_of, unit_rows
@@ -56,34 +57,40 @@ def test_a_second_fit_of_the_same_documents_leaves_the_first_its_file(tmp_path) 
 
 def test_documents_are_put_where_all_machines_of_the_store_reach_them(tmp_path) -> None:
     store = tmp_path / "s"
-    for documents in (["a", "b"], pd.DataFrame({"text": ["a", "b"]}), Frame(seen=2)):
+    for documents in (["a", "b"], pd.DataFrame({"text": ["a", "b"]})):
         with staged(documents, None, InputConfig(), str(store)) as (source, _):
             assert Path(source.paths[0]).is_relative_to(store)
             assert pq.read_table(source.paths[0])["text"].to_pylist() == ["a", "b"]
         assert not list((store / "_work").iterdir())
 
 
-class Frame:
-    """A data frame of a Spark of other machines, of whose two rows so many were written to this one's disk."""
-
-    schema, sparkSession = None, object()
-
-    def __init__(self, seen: int) -> None:
-        self.write, self._seen = self, seen
-
-    def parquet(self, uri: str) -> None:
-        folder = Path(uri.removeprefix("file://"))
-        folder.mkdir(parents=True)
-        pq.write_table(pa.table({"text": ["a", "b"][: self._seen]}), folder / "part-0.parquet")
-
-    def count(self) -> int:
-        return 2
+def test_what_a_killed_fit_left_is_removed_and_what_another_fit_has_is_not(tmp_path) -> None:
+    left = tmp_path / "s" / "_work" / "input-0123"
+    with staged(["a"], None, InputConfig(), str(tmp_path / "s")) as (mine, _):
+        left.mkdir()
+        (left / "input.parquet").write_text("texts")
+        with staged(["b"], None, InputConfig(), str(tmp_path / "s")):
+            assert not left.exists()
+            assert Path(mine.paths[0]).is_file()
 
 
-def test_a_spark_frame_that_other_machines_keep_a_part_of_is_refused(tmp_path) -> None:
+def test_a_spark_frame_is_put_where_all_machines_reach_it(spark, tmp_path, monkeypatch) -> None:
+    frame = spark.range(4, numPartitions=2).selectExpr("concat('text ', id) AS text")
+    with staged(frame, None, InputConfig(), str(tmp_path / "s")) as (source, _):
+        assert Path(source.paths[0]).is_relative_to(tmp_path / "s")
+        assert sorted(pq.read_table(source.paths[0])["text"].to_pylist()) == [f"text {i}" for i in range(4)]
+    assert not list((tmp_path / "s" / "_work").iterdir())
+    whole = DataFrameWriter.parquet
+
+    def elsewhere(self, path: str) -> None:
+        """Executors on machines that do not share the folder: this one sees what its own have written."""
+        whole(self, path)
+        next(Path(path.removeprefix("file://")).glob("part-*")).unlink()
+
+    monkeypatch.setattr(DataFrameWriter, "parquet", elsewhere)
     with (
-        pytest.raises(InputError, match="Of 2 rows of the data frame 1 can be seen"),
-        staged(Frame(seen=1), None, InputConfig(), str(tmp_path / "s")),
+        pytest.raises(InputError, match="Of 4 rows of the data frame 2 can be seen"),
+        staged(frame, None, InputConfig(), str(tmp_path / "s")),
     ):
         pass
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+from pathlib import PurePath
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -215,6 +216,12 @@ def test_folders_that_are_links_are_entered_once(tmp_path):
     (here / "more").symlink_to(there)
     (there / "round").symlink_to(here)
     assert inspect(InputConfig(paths=(str(here),))).paths == (str(here / "docs.csv"), str(here / "more" / "docs.csv"))
+    for month in ("02", "03"):
+        (tmp_path / "data" / f"month={month}").mkdir(parents=True)
+        _csv(tmp_path / "data" / f"month={month}")
+    (tmp_path / "data" / "latest").symlink_to("month=03")
+    found = inspect(InputConfig(paths=(str(tmp_path / "data"),))).paths
+    assert [PurePath(path).parent.name for path in found] == ["month=02", "month=03"]  # by its own name, whatever links there are
 
 
 def test_names_of_folders_below_what_is_given_are_columns(tmp_path):
@@ -247,6 +254,8 @@ def test_a_blank_file_among_others_is_left_out_as_an_empty_one_is(tmp_path, kind
     (tmp_path / f"b.{kind}").write_text("\n \n")
     with pytest.raises(InputError, match="Every input file is empty"):
         inspect(InputConfig(paths=(str(tmp_path),)))
+    for number in range(210):  # Spark writes one for each partition that is empty
+        (tmp_path / f"b{number}.{kind}.gz").write_bytes(gzip.compress(b""))
     (tmp_path / f"c.{kind}").write_text(row)
     assert inspect(InputConfig(paths=(str(tmp_path),))).paths == (str(tmp_path / f"c.{kind}"),)
 

@@ -137,6 +137,17 @@ def test_a_merge_holds_what_two_sites_share_once_and_goes_with_both(tmp_path) ->
     assert (again["documents"], again["superseded"]) == (found["documents"], {})
 
 
+def test_a_merge_that_lost_what_two_sites_shared_is_no_copy_of_either(tmp_path) -> None:
+    content = documents({0: 30, 1: 20})
+    write(tmp_path / "berlin", content)
+    write(tmp_path / "paris", content + documents({2: 25}))
+    merge([tmp_path / "berlin", tmp_path / "paris"], tmp_path / "all", similarity=0.7)
+    write(tmp_path / "paris", documents({2: 40}))
+    merge([tmp_path / "all", tmp_path / "paris"], tmp_path / "next", similarity=0.7)
+    found = merge([tmp_path / "next", tmp_path / "berlin"], tmp_path / "last", similarity=0.7)
+    assert found["documents"] == 30 + 20 + 40
+
+
 def test_an_export_goes_by_the_name_it_is_given(tmp_path) -> None:
     """Its own is that of its site's folder, which others may have, too."""
     for clinic in ("one", "two"):

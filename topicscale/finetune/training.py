@@ -211,6 +211,14 @@ def train(
     trainer._wait()
 
 
+def begun_with(work: Path) -> int | None:
+    """Return how many processes a training in this folder was begun with, None where it has no checkpoint."""
+    from topicscale.finetune.trainer import COMPLETE, complete
+
+    there = complete(work / "checkpoints")
+    return int(json.loads((there[-1] / COMPLETE).read_text(encoding="utf-8"))["workers"]) if there else None
+
+
 def _begun(checkpoint: Path, training: Training, workers: int) -> list[int]:
     """Return the sizes of the batches that a training was begun with.
 

@@ -33,6 +33,7 @@ _KEY = "represent.aspects"
 _RESERVED = {
     "manual": "names that people give have that name",
     "zeroshot": "names of topics that were given beforehand have that name",
+    "main": "the main representation of a BERTopic model has that name",
     "Main": "the topics' own words have that name, and they always go by c-TF-IDF",
 }
 _PEERS = {"keybertinspired": "keybert", "maximalmarginalrelevance": "mmr", "partofspeech": "pos"}
