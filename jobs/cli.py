@@ -593,15 +593,20 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 
 
 def entry(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line and leave the process: what the command ``topicscale`` is.
-
-    Arrow's threads may still be letting go of Python objects when the interpreter is taken down. One that asks for the interpreter
-    then is ended by it, which C++ answers with SIGABRT, after the result was printed. So the interpreter is not taken down.
-    """
+    """Run the command line and leave the process: what the command ``topicscale`` is."""
     try:
         code = main(arguments)
     except SystemExit as left:  # argparse's
         code = left.code if isinstance(left.code, int) else BAD_REQUEST
+    leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """Leave the process with an exit code.
+
+    Arrow's threads may still be letting go of Python objects when the interpreter is taken down. One that asks for the interpreter
+    then is ended by it, which C++ answers with SIGABRT, after the result was printed. So the interpreter is not taken down.
+    """
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # a reader that has left

@@ -273,6 +273,7 @@ def _publish(
         data={
             **asked.data.source,
             "request": _print(asked),
+            "measure": asked.judges.measure,
             "rows": done["rows"],
             "dropped": asked.data.dropped,
             "held_out": asked.data.held_rows,
@@ -303,12 +304,13 @@ def _told(asked: Request, row: registry.Trained, losses: list[list[tuple[int, fl
         "status": row.status,
         "verdict": row.verdict,
         "measures": dict(row.measures),
-        "measure": asked.judges.measure,
+        "measure": row.data["measure"],  # of a model that is forced, the one that it was rejected by
         "steps": [step.name for step in asked.steps],
         "training_steps": row.steps_done,
         # a training that diverged has losses that are no number, which JSON does not know
         "losses": [[(at, loss if math.isfinite(loss) else None) for at, loss in curve] for curve in losses],
         "data": dict(row.data),
+        "given_vectors": asked.store is not None and any(snapshot.given_vectors for snapshot in asked.store.snapshots()[-1:]),
     }
 
 
@@ -388,7 +390,9 @@ def describe(found: Mapping[str, Any]) -> str:
     lines.append(f"{found['status']}: {found['verdict']}")
     lines.append(f"-> {found['path']}")
     if found["store"] is not None and found["status"] != registry.REJECTED:
-        lines.append(f"Next: topicscale update --refit --store {found['store']} --set embedding.model={found['model']}")
+        # vectors that came with the documents are not the model's
+        given = " --set input.embedding_column=null" if found["given_vectors"] else ""
+        lines.append(f"Next: topicscale update --refit --store {found['store']} --set embedding.model={found['model']}{given}")
     return "\n".join(lines)
 
 

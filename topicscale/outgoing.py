@@ -43,8 +43,7 @@ class Outgoing:
     def __init__(self, source: Store, snapshot: Snapshot, ledger: Ledger, leaves: pa.Table, minimum: int, site: str) -> None:
         self.source, self.snapshot, self.ledger, self.leaves = source, snapshot, ledger, leaves
         self.minimum, self.site = minimum, site
-        given = (snapshot.configuration.get("input") or {}).get("embedding_column") is not None
-        held = _held(source, ledger, given=given)
+        held = _held(source, ledger, given=snapshot.given_vectors)
         self.documents = Members(held.documents, held.texts, np.zeros(len(held.documents), np.int64))
         self.members = self._members(held)
 

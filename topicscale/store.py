@@ -98,6 +98,11 @@ class Snapshot:
     summary: Mapping[str, Any] = field(default_factory=dict)
     at: datetime | None = None
 
+    @property
+    def given_vectors(self) -> bool:
+        """Whether vectors came with the documents."""
+        return (self.configuration.get("input") or {}).get("embedding_column") is not None
+
 
 def unit_id(stage: str, partition_id: str = WHOLE) -> str:
     """Return the Delta application id of a unit."""
