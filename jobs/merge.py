@@ -280,15 +280,16 @@ def _superseded(opened: Sequence[Input], leaves: Sequence[pa.Table]) -> dict[str
         Only one would count, or both would be mixed, without a word.
     """
     held = [(source, _states(rows)) for source, rows in zip(opened, leaves, strict=True)]
-    first: dict[State, tuple[str, set[str]]] = {}
+    first: dict[State, tuple[str, set[str], set[str], bool]] = {}
     names: dict[State, set[str]] = {}
     best: dict[str, tuple[int, int]] = {}
     for source, states in sorted(held, key=lambda one: is_merged(one[0].snapshot)):
+        merged, everything = is_merged(source.snapshot), set().union(*(keys for _, keys in states.values()))
         for state, (site, keys) in states.items():
-            merged = is_merged(source.snapshot)
-            # a merge may hold fewer, as what two sites share is there once, as one site's; two merges tell nothing of each other
-            other, theirs = (source.store.uri, keys) if merged and state not in first else first.setdefault(state, (source.store.uri, keys))
-            if not keys <= theirs or not (merged or theirs <= keys):
+            other, theirs, all_theirs, merged_too = first.setdefault(state, (source.store.uri, keys, everything, merged))
+            mine_alone, theirs_alone = keys - all_theirs, theirs - everything
+            # a merge may hold fewer, as what two sites share is there once, as one site's
+            if (mine_alone and theirs_alone) or (mine_alone and not merged_too) or (theirs_alone and not merged):
                 raise RequestError(
                     f"{other!r} and {source.store.uri!r} hold copies of one store (the same id) with different topics of {site!r}. Make "
                     "one of the copies anew: run into a new folder instead of a copied one."

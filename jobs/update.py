@@ -66,7 +66,9 @@ def update(paths: Sequence[str], store: str | Path, *, overrides: Sequence[str] 
         base = target.pin()
         ingest.check_base(target, base)
         held = Config.from_dict(base.configuration)
-        if base.summary.get("ingest") != CODE["ingest"] and held.input.id_column is None:
+        # of a store that was fitted on documents in memory, batches alone have ids that are derived
+        derived = held.input.id_column is None or (held.input.id_column == POSITION and bool(base.summary.get("batches")))
+        if base.summary.get("ingest") != CODE["ingest"] and derived:
             raise StoreError(
                 f"The store {target.uri!r} was made by an earlier topicscale, which gave documents without an id column other ids: a "
                 "batch's would not be known again. Run its input into it again, or, where batches were added, all inputs into a new store."

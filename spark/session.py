@@ -98,9 +98,12 @@ def start(
             return theirs
         # settings of its own: times are read in UTC, and what reading needs is not left behind
         ours = theirs.newSession()
-        for key, value in {**theirs.conf.getAll, **{key: _SESSION[key] for key in _OWN}}.items():
+        for key, value in theirs.conf.getAll.items():
             if ours.conf.get(key, None) != value:  # what was set on theirs: where data are, and by which keys they are had
-                ours.conf.set(key, value)
+                with contextlib.suppress(Exception):  # of what only a new JVM could have
+                    ours.conf.set(key, value)
+        for key in _OWN:
+            ours.conf.set(key, _SESSION[key])
         return ours
     if "PYSPARK_GATEWAY_PORT" in os.environ:
         session = _submitted(config, app_name, tuple(remote))

@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -58,10 +59,10 @@ def check(config: ClusterConfig) -> None:
     _check_parameters("cluster.params", config.algorithm, config.params)
     for key in SIZES:
         if isinstance(config.params.get(key), int):  # as a parameter it would be as large in a sample's parts as in partitions
-            others = {name: value for name, value in config.params.items() if name != key}
             raise ConfigError(
                 f"cluster.params must leave {key} to topics.min_size, the smallest topic, or cluster.min_cluster_size, the smallest in a "
-                f"partition. Got {config.params[key]!r} instead. Without it: --set 'cluster.params={others}'."
+                f"partition. Got {config.params[key]!r} instead. Out of a store's settings it is taken with: update --refit --set "
+                f"cluster.params.{key}=null"
             )
 
 
@@ -112,6 +113,8 @@ def reduce(rows: Float32, config: ClusterConfig) -> Float32:
 
 def predict(rows: Float32, config: ClusterConfig, size: int, fine: bool) -> tuple[Int64, Float32]:
     """Return each row's cluster, -1 for noise, int64 (n,), and its membership strength, float32 (n,)."""
+    given = {key: value for key, value in config.params.items() if key not in SIZES or value is not None}
+    config = replace(config, params=given)  # a size that is null is none
     model = _MODELS.get(config.algorithm, _by_path)(rows, config, size, fine)
     labels = np.array(model.fit_predict(rows), dtype=np.int64).ravel()
     if labels.shape != (len(rows),):

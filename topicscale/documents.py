@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from topicscale.config import InputConfig
-from topicscale.errors import InputError, StoreLocked
-from topicscale.files import Folder, said
+from topicscale.errors import InputError, StoreError
+from topicscale.files import said
 from topicscale.storage import spelt
 from topicscale.store import LOCK, WORK, Store
 
@@ -118,10 +118,12 @@ def _place(target: Store, name: str) -> Iterator[None]:
     """Hold a folder of the store for documents, and remove it afterwards; those that fits have left that were killed go, too."""
     with target.held(f"{name}/{LOCK}", "fit_transform"):
         try:
-            for other in (f"{WORK}/{one}" for one in Folder(f"{target.uri}/{WORK}").listing() if one.startswith("input-")):
-                if other != name:
-                    with contextlib.suppress(StoreLocked), target.held(f"{other}/{LOCK}", "fit_transform"):
-                        target.files.clear(other)
+            # by their files, since an object store may keep folders of which nothing is left
+            for other in {file.name.split("/")[1] for file in target.files.files(WORK, deep=True)}:
+                if other.startswith("input-") and f"{WORK}/{other}" != name:
+                    # what another fit has, or removes at this moment, is its own
+                    with contextlib.suppress(StoreError, OSError), target.held(f"{WORK}/{other}/{LOCK}", "fit_transform"):
+                        target.files.clear(f"{WORK}/{other}")
             yield
         finally:
             target.files.clear(name)

@@ -67,6 +67,7 @@ def configuration(
     if hdbscan_model is not None:
         name, params = _described(hdbscan_model, _ALGORITHMS, "hdbscan_model")
         # of a topic's size, partitions and samples have their shares
+        params = {key: value for key, value in params.items() if key not in SIZES or value is not None}
         sizes = [params.pop(key) for key in SIZES if isinstance(params.get(key), int)]
         found.setdefault("cluster", {}).update({"algorithm": name, "params": params})
         if sizes:

@@ -247,11 +247,11 @@ def train_step(
         begun = begun_with(work)  # what goes on does so with as many, where there are
         workers = begun if begun is not None and tuned.workers is None and begun <= max(1, int(gpus)) else None
         workers = workers or workers_of(step, tuned.workers, int(gpus))
-        if step.parallel and tuned.workers is None and begun is None and workers < int(gpus):
+        if step.parallel and tuned.workers is None and workers < int(gpus):
             ui.log(
                 "warning",
-                f"{label}: {int(gpus) - workers} of {int(gpus)} GPUs are left over, since each worker has the same share of a batch. "
-                f"Make finetune.batch_size a multiple of {int(gpus)}. Got {step.batch_size} instead.",
+                f"{label}: {int(gpus) - workers} of {int(gpus)} GPUs are left over, since each worker has the same share of a batch, and "
+                f"what was begun goes on with as many. Make finetune.batch_size a multiple of {int(gpus)}. Got {step.batch_size} instead.",
             )
         training = Training(
             base=base,

@@ -148,6 +148,18 @@ def test_a_merge_that_lost_what_two_sites_shared_is_no_copy_of_either(tmp_path) 
     assert found["documents"] == 30 + 20 + 40
 
 
+def test_merges_of_copies_that_went_different_ways_are_not_mixed(tmp_path) -> None:
+    write(tmp_path / "berlin", documents({0: 30, 1: 20}))
+    shutil.copytree(tmp_path / "berlin", tmp_path / "copy")
+    (tmp_path / "copy" / "_lock").unlink(missing_ok=True)
+    for name, others in (("berlin", {2: 25}), ("copy", {3: 35})):
+        write(tmp_path / name, documents({0: 30, **others}, start=len(name)))
+        write(tmp_path / f"beside-{name}", documents({1: 40}, start=100 + len(name)))
+        merge([tmp_path / name, tmp_path / f"beside-{name}"], tmp_path / f"merged-{name}", similarity=0.7)
+    with pytest.raises(RequestError, match="copies of one store"):
+        merge([tmp_path / "merged-berlin", tmp_path / "merged-copy"], tmp_path / "all", similarity=0.7)
+
+
 def test_an_export_goes_by_the_name_it_is_given(tmp_path) -> None:
     """Its own is that of its site's folder, which others may have, too."""
     for clinic in ("one", "two"):

@@ -11,15 +11,15 @@ from bertopic.cluster import BaseCluster
 from bertopic.vectorizers import ClassTfidfTransformer, OnlineCountVectorizer
 from evoc import EVoC
 from hdbscan import HDBSCAN
-from sklearn.cluster import KMeans
+from sklearn.cluster import OPTICS, KMeans
 from sklearn.decomposition import PCA
 from sklearn.feature_extraction.text import CountVectorizer
 from umap import UMAP
 
 from topicscale import TopicModel
-from topicscale.algorithms import check
+from topicscale.algorithms import check, predict
 from topicscale.bertopic.lacking import ATTRIBUTES, PARAMETERS
-from topicscale.config import load
+from topicscale.config import ClusterConfig, load
 from topicscale.errors import RequestError, StoreError
 from topicscale.submodels import configuration
 
@@ -53,6 +53,14 @@ def test_the_smallest_cluster_is_the_smallest_topic(algorithm, size) -> None:
     found = TopicModel(hdbscan_model=algorithm, min_topic_size=30).config  # BERTopic's min_topic_size gives way to the object, too
     assert found.topics.min_size == size
     assert not {"min_cluster_size", "base_min_cluster_size"} & found.cluster.params.keys()
+
+
+def test_a_size_that_is_none_or_a_share_is_the_classs_own_business() -> None:
+    assert "min_cluster_size" not in TopicModel(hdbscan_model=OPTICS()).config.cluster.params
+    assert TopicModel(hdbscan_model=OPTICS(min_cluster_size=0.05)).config.cluster.params["min_cluster_size"] == 0.05
+    emptied = ClusterConfig(algorithm="hdbscan", params={"min_cluster_size": None})  # as a store's is with =null
+    rows = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    assert len(predict(rows, emptied, 5, False)[0]) == 60
 
 
 @pytest.mark.parametrize(
