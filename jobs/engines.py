@@ -151,6 +151,13 @@ def alone(uri: str) -> Iterator[None]:
         _jobs.release()
 
 
+def write_frame(frame: Any, uri: str) -> int:
+    """Write a Spark data frame of the caller's: see :func:`spark.tables.write_frame`."""
+    from spark import tables
+
+    return tables.write_frame(frame, uri)
+
+
 class Engines:
     """Both engines of one job.
 

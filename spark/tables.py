@@ -6,10 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
+from pyspark.sql import DataFrame, DataFrameWriter, Observation, SparkSession
+from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
+from spark.session import said
 from topicscale import lease
+from topicscale.errors import InputError
 from topicscale.storage import spelt
 from topicscale.tables import TABLES
 
@@ -37,6 +40,24 @@ def from_rows(spark: SparkSession, rows: Iterable[Sequence[Any]], schema: pa.Sch
     arrays = [pa.array(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
     # the types are said, since Spark Connect infers none where there are no rows
     return spark.createDataFrame(pa.Table.from_arrays(arrays, schema=schema), from_arrow_schema(schema))
+
+
+def write_frame(frame: DataFrame, uri: str) -> int:
+    """Write a data frame of the caller's to an address, as Parquet, and return its number of rows, which it is not computed twice for.
+
+    Raises
+    ------
+    InputError
+        It cannot be computed, or written there.
+    """
+    counted = Observation()
+    try:
+        frame.observe(counted, F.count(F.lit(1)).alias("rows")).write.parquet(spelt(uri))
+    except Exception as error:
+        if (why := said(error)) is None:
+            raise
+        raise InputError(f"The data frame cannot be written to {uri!r}: {why}") from error
+    return int(counted.get["rows"])
 
 
 def replace_table(frame: DataFrame, store_uri: str, name: str, *, txn: Mapping[str, tuple[str, int]] | None = None) -> None:

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,6 @@ import pyarrow.parquet as pq
 
 from topicscale.config import InputConfig
 from topicscale.errors import InputError, StoreError
-from topicscale.files import said
-from topicscale.storage import spelt
 from topicscale.store import LOCK, WORK, Store
 
 ID, VECTOR = "topicscale_position", "topicscale_vector"
@@ -59,11 +57,18 @@ def unit_rows(embeddings: Any) -> npt.NDArray[np.float32]:
 
 
 @contextlib.contextmanager
-def staged(documents: Any, embeddings: Any, config: InputConfig, store: str) -> Iterator[tuple[InputConfig, int | None]]:
+def staged(
+    documents: Any, embeddings: Any, config: InputConfig, store: str, *, write: Callable[[Any, str], int] | None = None
+) -> Iterator[tuple[InputConfig, int | None]]:
     """Yield the input configuration that reads ``documents``, and their number if their ids are their positions.
 
     Sequences and frames are written below the store's own folder, which all machines reach, and removed at the end; paths are
     read where they are.
+
+    Parameters
+    ----------
+    write : callable, optional
+        Writes a Spark data frame to an address and returns its number of rows; needed for such a frame alone.
 
     Raises
     ------
@@ -87,7 +92,8 @@ def staged(documents: Any, embeddings: Any, config: InputConfig, store: str) -> 
     if hasattr(documents, "write") and hasattr(documents, "schema"):  # a Spark data frame, classic or Connect
         if embeddings is not None:
             raise InputError("embeddings cannot be given with a Spark data frame. Name its column: input.embedding_column.")
-        with _spark_frame(documents, Store(store, create=True)) as path:
+        assert write is not None
+        with _spark_frame(documents, Store(store, create=True), write) as path:
             yield dataclasses.replace(config, paths=(path,), format="auto"), None
         return
     if config.id_column is not None:
@@ -130,23 +136,15 @@ def _place(target: Store, name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _spark_frame(frame: Any, target: Store) -> Iterator[str]:
+def _spark_frame(frame: Any, target: Store, write: Callable[[Any, str], int]) -> Iterator[str]:
     """Yield the folder that a Spark data frame's rows were written to."""
-    from pyspark.sql import Observation
-    from pyspark.sql import functions as F
-
     files, name = target.files, f"{WORK}/input-{uuid.uuid4().hex}"
-    rows, counted = f"{name}/rows", Observation()
+    rows = f"{name}/rows"
     with _place(target, name):
-        try:
-            frame.observe(counted, F.count(F.lit(1)).alias("rows")).write.parquet(spelt(f"{files.uri}/{rows}"))
-        except Exception as error:
-            if type(error).__module__.partition(".")[0] not in ("py4j", "pyspark"):
-                raise
-            raise InputError(f"The data frame cannot be written to {files.uri!r}: {said(error)}") from error
+        wanted = write(frame, f"{files.uri}/{rows}")
         # each executor has written its rows to what goes by that path on its own machine
         there = sum(pq.read_metadata(files.open(f.name)).num_rows for f in files.files(rows) if f.name.endswith(".parquet"))
-        if there != (wanted := counted.get["rows"]):
+        if there != wanted:
             raise InputError(
                 f"The store must be in a folder that this machine and all of Spark's share. Of {wanted:,} rows of the data frame "
                 f"{there:,} can be seen in {files.uri!r}. Name another store (docs/clusters.md)."

@@ -285,6 +285,7 @@ class TopicModel:
         RequestError, StoreError, JobFailed
             See :func:`jobs.run.run`.
         """
+        from jobs.engines import write_frame
         from jobs.progress import Ui
         from jobs.run import run
 
@@ -293,7 +294,7 @@ class TopicModel:
         if not (here or self._named_store):
             raise RequestError("store must be a folder that all machines reach, where Spark or Ray runs on a cluster. Got none instead.")
         storage.adopt(self.config.storage)
-        with inputs.staged(documents, embeddings, self.config.input, self.store) as (source, positions):
+        with inputs.staged(documents, embeddings, self.config.input, self.store, write=write_frame) as (source, positions):
             config = dataclasses.replace(self.config, input=source)
             result = run(config, self.store, ui=Ui("auto" if self.verbose else "quiet"))
         if result.failed:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import DataFrameWriter
 
+from spark.tables import write_frame
 from topicscale.config import InputConfig
 from topicscale.documents import ID, VECTOR, _lists, staged, texts_of, unit_rows
 from topicscale.errors import InputError, StoreLocked
@@ -76,7 +77,7 @@ def test_what_a_killed_fit_left_is_removed_and_what_another_fit_has_is_not(tmp_p
 
 def test_a_spark_frame_is_put_where_all_machines_reach_it(spark, tmp_path, monkeypatch) -> None:
     frame = spark.range(4, numPartitions=2).selectExpr("concat('text ', id) AS text")
-    with staged(frame, None, InputConfig(), str(tmp_path / "s")) as (source, _):
+    with staged(frame, None, InputConfig(), str(tmp_path / "s"), write=write_frame) as (source, _):
         assert Path(source.paths[0]).is_relative_to(tmp_path / "s")
         assert sorted(pq.read_table(source.paths[0])["text"].to_pylist()) == [f"text {i}" for i in range(4)]
     assert not list((tmp_path / "s" / "_work").iterdir())
@@ -90,7 +91,7 @@ def test_a_spark_frame_is_put_where_all_machines_reach_it(spark, tmp_path, monke
     monkeypatch.setattr(DataFrameWriter, "parquet", elsewhere)
     with (
         pytest.raises(InputError, match="Of 4 rows of the data frame 2 can be seen"),
-        staged(frame, None, InputConfig(), str(tmp_path / "s")),
+        staged(frame, None, InputConfig(), str(tmp_path / "s"), write=write_frame),
     ):
         pass
 
