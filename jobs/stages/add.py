@@ -119,16 +119,16 @@ def extend(job: Job, base: Base, partitions: list[str], *, height: float, names:
     # the same texts day by day are as many documents: of leaves alike in all, the hierarchy would take one
     leaves = np.array([leaf_key(int(size), total) for size, total in zip(sizes, sums, strict=True)], dtype=np.str_)
     _, first, alike, times = np.unique(leaves, return_index=True, return_inverse=True, return_counts=True)
-    fresh = newcomers(
-        base.sums.counts[1:][present],
-        base.sums.vector_sums[1:][present],
-        candidate_sizes=sizes[first] * times,
-        candidate_sums=sums[first] * times[:, None],
-        height=height,
-        min_size=job.config.topics.min_size,
-    )
-    if not height:  # which joins nothing: every local topic would be one
-        fresh = []
+    fresh = []
+    if height:  # 0 joins nothing: every local topic would be one
+        fresh = newcomers(
+            base.sums.counts[1:][present],
+            base.sums.vector_sums[1:][present],
+            candidate_sizes=sizes[first] * times,
+            candidate_sums=sums[first] * times[:, None],
+            height=height,
+            min_size=job.config.topics.min_size,
+        )
     groups = {topic_key(leaves[first[members]].tolist()): np.flatnonzero(np.isin(alike, members)) for members in fresh}
     # a topic that is there and took no document, of which no mass tells
     groups = {key: members for key, members in groups.items() if key not in topics.keys}

@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import SplitResult, urlsplit
+from urllib.request import getproxies_environment
 
 from topicscale.config import LlmConfig
 from topicscale.errors import ModelError
@@ -411,7 +412,7 @@ def _why(error: Exception, key: str | None) -> str:
     if isinstance(error, http.client.RemoteDisconnected):
         return "the connection was closed before an answer"
     if isinstance(error, OSError) and error.strerror:
-        proxied = any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"))
+        proxied = getproxies_environment().keys() & {"http", "https", "all"}
         beside = "; proxies of the environment are not used" if proxied else ""
         return f"the connection failed ({_safe(error.strerror, key, 100)}{beside})"
     return f"no answer that can be read ({_safe(f'{type(error).__name__}: {error}', key, 100)})"
